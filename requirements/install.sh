@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Makes the project's environment: requirements/install.sh VENV PLATFORM   (PLATFORM is cpu or gpu)
+#
+# The lock is complete, so nothing is resolved: --no-deps keeps CUDA builds of torchvision and its like out of the CPU environment.
+# An interrupted install leaves $venv/.installing behind, and the next call starts from nothing; a finished one leaves $venv/.installed-PLATFORM.
+set -euo pipefail
+
+venv=$1
+platform=$2
+lock=requirements/$platform.lock
+torch_cpu_index=https://download.pytorch.org/whl/cpu
+
+fail() {
+    echo "setup: $*" >&2
+    exit 2
+}
+
+[ -f "$lock" ] || fail "PLATFORM=$platform is unknown; take cpu or gpu."
+
+# --- Python -----------------------------------------------------------------------------------------------------------------
+suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
+
+if [ -n "${PYTHON:-}" ]; then
+    suits "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11 or 3.12."
+else
+    for candidate in python3.12 python3.11 python3; do
+        if suits "$candidate"; then
+            PYTHON=$candidate
+            break
+        fi
+    done
+    [ -n "${PYTHON:-}" ] || fail "Python 3.11 or 3.12 is needed and none is on the PATH; install it, or name it: make setup PYTHON=/path/to/python3.11"
+fi
+
+# --- uv or pip --------------------------------------------------------------------------------------------------------------
+# uv does not read pip's configuration: where a machine's packages come through pip.conf alone, uv would not find them.
+pip_is_configured() { "$PYTHON" -m pip config list 2>/dev/null | grep -qE "(index-url|find-links|no-index)="; }
+uv_is_configured() {
+    [ -n "${UV_DEFAULT_INDEX:-}${UV_INDEX:-}${UV_INDEX_URL:-}${UV_EXTRA_INDEX_URL:-}${UV_FIND_LINKS:-}${UV_CONFIG_FILE:-}" ] ||
+        [ -f "${XDG_CONFIG_HOME:-$HOME/.config}/uv/uv.toml" ] || [ -f /etc/uv/uv.toml ]
+}
+
+installer=${INSTALLER:-}
+if [ -z "$installer" ]; then
+    installer=pip
+    if command -v uv >/dev/null && { uv_is_configured || ! pip_is_configured; }; then installer=uv; fi
+fi
+case $installer in
+uv) command -v uv >/dev/null || fail "INSTALLER=uv, but uv is not on the PATH." ;;
+pip) ;;
+*) fail "INSTALLER=$installer is unknown; take uv or pip." ;;
+esac
+
+# --- the environment --------------------------------------------------------------------------------------------------------
+if [ -e "$venv/.installing" ]; then
+    echo "setup: the last installation into $venv was interrupted; starting again from nothing"
+    rm -rf "$venv"
+elif [ -e "$venv" ] && ! suits "$venv/bin/python"; then
+    [ -e "$venv/pyvenv.cfg" ] || fail "$venv is in the way and is not a Python environment; move it, or choose another: make setup VENV=.venv2"
+    echo "setup: $venv has no working Python 3.11 or 3.12; making it anew"
+    rm -rf "$venv"
+fi
+
+if [ ! -e "$venv" ]; then
+    echo "setup: making $venv with $("$PYTHON" --version) and $installer"
+    if [ "$installer" = uv ]; then
+        uv venv --quiet --python "$(command -v "$PYTHON")" "$venv"
+    else
+        "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null ||
+            fail "Python's venv module is missing; on Debian and Ubuntu: sudo apt-get install python3-venv   (or install uv)"
+        "$PYTHON" -m venv "$venv" || { rm -rf "$venv"; fail "python -m venv could not make $venv; the reason is above."; }
+    fi
+fi
+if [ "$installer" = pip ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then "$venv/bin/python" -m ensurepip --default-pip >/dev/null; fi
+
+install() {
+    if [ "$installer" = uv ]; then
+        uv pip install --python "$venv/bin/python" --no-deps "$@"
+    else
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@"
+    fi
+}
+
+stop() {
+    # The installer itself stopped with an error (and undid its work): what is there is sound, only incomplete.
+    rm -f "$venv/.installing"
+    fail "$*"
+}
+
+rm -f "$venv"/.installed-*
+touch "$venv/.installing"
+
+# --- packages ---------------------------------------------------------------------------------------------------------------
+# A "+cpu" build of torch is not on PyPI. A mirror may carry it; else PyTorch's own index does.
+torch=$(grep '^torch==' "$lock")
+if [[ $torch == *+cpu ]] && ! install --quiet "$torch" 2>/dev/null; then
+    echo "setup: $torch is not among this machine's package sources; taking it from $torch_cpu_index"
+    install --index-url "$torch_cpu_index" "$torch" || stop "$torch could not be installed; is the network reachable? The reason is above."
+fi
+# setuptools first: the project itself is built with it.
+install --quiet "$(grep '^setuptools==' "$lock")" || stop "setuptools could not be installed; is the package index reachable? The reason is above."
+install --quiet -r "$lock" || stop "the packages of $lock could not be installed; is the package index reachable, is the disk full? The reason is above."
+install --quiet --no-build-isolation -e . || stop "taudojo itself could not be installed; the reason is above."
+
+touch "$venv/.installed-$platform"
+rm "$venv/.installing"
+echo "setup: done, $venv has the packages of $lock"
