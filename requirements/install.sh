@@ -62,7 +62,7 @@ elif [ -e "$venv" ] && ! suits "$venv/bin/python"; then
 fi
 
 if [ ! -e "$venv" ]; then
-    echo "setup: making $venv with $("$PYTHON" --version) and $installer"
+    echo "setup: making $venv with $("$PYTHON" --version) and $installer (some minutes, 4 GB; once)"
     if [ "$installer" = uv ]; then
         uv venv --quiet --python "$(command -v "$PYTHON")" "$venv"
     else
@@ -77,9 +77,13 @@ install() {
     if [ "$installer" = uv ]; then
         uv pip install --python "$venv/bin/python" --no-deps "$@"
     else
-        "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps "$@"
+        "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --progress-bar off "$@" \
+            > >(progress) 2> >(grep --line-buffered -v '^WARNING' >&2)
     fi
 }
+
+# pip's own lines are four a package; a count is what one wants to see while waiting.
+progress() { awk '/^Collecting/ && ++n % 25 == 0 {print "setup: " n " packages collected"; fflush()} /^Installing collected/ {print "setup: unpacking"; fflush()}'; }
 
 stop() {
     # The installer itself stopped with an error (and undid its work): what is there is sound, only incomplete.
@@ -93,14 +97,14 @@ touch "$venv/.installing"
 # --- packages ---------------------------------------------------------------------------------------------------------------
 # A "+cpu" build of torch is not on PyPI. A mirror may carry it; else PyTorch's own index does.
 torch=$(grep '^torch==' "$lock")
-if [[ $torch == *+cpu ]] && ! install --quiet "$torch" 2>/dev/null; then
+if [[ $torch == *+cpu ]] && ! install "$torch" >/dev/null 2>&1; then
     echo "setup: $torch is not among this machine's package sources; taking it from $torch_cpu_index"
     install --index-url "$torch_cpu_index" "$torch" || stop "$torch could not be installed; is the network reachable? The reason is above."
 fi
 # setuptools first: the project itself is built with it.
-install --quiet "$(grep '^setuptools==' "$lock")" || stop "setuptools could not be installed; is the package index reachable? The reason is above."
-install --quiet -r "$lock" || stop "the packages of $lock could not be installed; is the package index reachable, is the disk full? The reason is above."
-install --quiet --no-build-isolation -e . || stop "taudojo itself could not be installed; the reason is above."
+install "$(grep '^setuptools==' "$lock")" || stop "setuptools could not be installed; is the package index reachable? The reason is above."
+install -r "$lock" || stop "the packages of $lock could not be installed; is the package index reachable, is the disk full? The reason is above."
+install --no-build-isolation -e . || stop "taudojo itself could not be installed; the reason is above."
 
 touch "$venv/.installed-$platform"
 rm "$venv/.installing"
