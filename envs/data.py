@@ -159,7 +159,7 @@ def _download(url: str, sha256: str, size: int) -> bytes:
 
 
 def _build_once(root: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder and rename it to `root`, so that a half-made one is never seen. Nothing happens if `root` exists."""
+    """Fill a temporary folder and rename it to `root`, so that no half-made one is ever seen. Nothing to do if `root` exists."""
     if root.is_dir():
         return
     try:

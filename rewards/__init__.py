@@ -1,0 +1,1 @@
+"""Pure functions from a finished episode to numbers."""

@@ -108,7 +108,8 @@ def _foreign_envs(error: ImportError) -> str:
     found = getattr(sys.modules.get("envs"), "__path__", None)
     place = next(iter(found), "nowhere") if found else "nowhere"
     own = Path(__file__).resolve().parent.parent / "envs"
-    return f"the package envs resolves to {place}, but taudojo's own is {own}; run from another folder, or remove the other ({error})"
+    advice = "run from another folder, or remove the other envs from Python's path (PYTHONPATH, pip uninstall)"
+    return f"the package envs resolves to {place}, but taudojo's own is {own}; {advice} ({error})"
 
 
 def _complain(sentence: str) -> int:
