@@ -1,0 +1,1 @@
+"""τ²-bench's retail store: 500 customers, 1,000 orders, 50 products."""
