@@ -12,20 +12,19 @@ from envs.domain import Domain
 from envs.types import Action, ToolResult
 
 _RULES = """\
-You are a retail agent. In each turn either call one tool or write to the user, never both.
-1. First find the user id, by email or by name and zip.
-2. Look up what you need. Never invent ids: take them from the user or from tools.
-3. Before a write tool, name the action with its ids and ask the user to confirm (yes/no). Call it only after yes.
-4. Only pending orders can be cancelled or modified, only delivered ones returned or exchanged, once per order: all items in one call.
-5. New items: same product, other options, available. Refunds go to the original payment method or a gift card.
-6. Answer only from tools. If the tools cannot help, transfer to a human.
-7. When done, tell the user the result.
+You are a retail agent. Each turn either calls one tool or writes to the user.
+1. First find the user id by email, or by name and zip.
+2. Look up what you need. Take ids from the user or the tools, never invent them.
+3. Before a write tool, name the action with its ids and ask for confirmation (yes/no). Call it only after yes.
+4. Cancel or modify only pending orders. Return or exchange only delivered orders, once, all items in one call.
+5. New items: same product, other options. Refund to the original payment method or a gift card.
+6. If no tool helps, transfer to a human. When done, tell the result.
 """
 
 
 def compact_policy(domain: Domain) -> str:
     """The rules and all tools with their arguments."""
-    return f"{_RULES}Read tools: {_tool_list(domain, write=False)}\nWrite tools: {_tool_list(domain, write=True)}"
+    return f"{_RULES}Read: {_tool_list(domain, write=False)}\nWrite: {_tool_list(domain, write=True)}"
 
 
 def _tool_list(domain: Domain, write: bool) -> str:

@@ -47,6 +47,8 @@ _LATER = re.compile(
 _ASKS = re.compile(
     r"\?|\b(?:please|could you|can you) (?:provide|tell|give|share|specify|confirm|state|let me know)\b", re.IGNORECASE
 )
+#: Sentences that tell the customer how to behave.
+_DIRECTION = re.compile(r"\b(?:if|when|once|unless)\b.*\bagent\b|^(?:make sure|do not|don't|ask the agent)\b", re.IGNORECASE)
 _ORDER_ID = re.compile(r"#?W\d{7}")
 
 
@@ -72,7 +74,7 @@ class ScriptedUser:
 
     def opening(self) -> str:
         """The reason for the call and who is calling. What the scenario says about the agent's behaviour stays unsaid."""
-        sentences = [s for s in (*self._reason, *self._known) if "agent" not in s.lower()]
+        sentences = [s for s in (*self._reason, *self._known) if not _DIRECTION.search(s)]
         return _in_first_person(sentences or self._reason or self._more) or "Hello, I need some help."
 
     def reply(self, message: str) -> UserReply:
@@ -123,10 +125,7 @@ _PERSONS = tuple(
         (r"\b[Yy]ourself\b", "myself"),
         (r"\b[Yy]ours\b", "mine"),
         (r"\b[Yy]our\b", "my"),
-        (
-            r"\b(ask|asks|tell|tells|give|gives|help|helps|let|lets|inform|for|to|with|of|from|than|gets|send|sends|allow|allows) you\b",
-            r"\1 me",
-        ),
+        (r"\b(asks?|tells?|gives?|helps?|lets?|sends?|allows?|gets|inform|for|to|with|of|from|than) you\b", r"\1 me"),
         (r"\b[Yy]ou\b", "I"),
     )
 )
