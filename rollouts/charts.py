@@ -24,6 +24,7 @@ SCORES = {
     "write_db_match": "database match\n(write tasks)",
     "official_reward": "official\nreward",
 }
+_FLOOR = "do-nothing agent"
 Rows = Sequence[Mapping[str, Any]]
 Blocks = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -86,7 +87,8 @@ def draw(blocks: Blocks, rows: Rows, seconds: Mapping[str, float], theme: Theme 
             _scores(ax, blocks, task_set, theme)
         handles, labels = max((ax.get_legend_handles_labels() for ax in axes), key=lambda pair: len(pair[0]))
         if handles:
-            top.legend(handles, labels, loc="outside upper right", ncols=len(handles))
+            order = sorted(range(len(labels)), key=lambda i: labels[i] == _FLOOR)
+            top.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper right", ncols=len(order))
         left, right = middle.subplots(1, 2)
         _sft_loss(left, _series_of(rows, "sft"), theme)
         _grpo_reward(right, _series_of(rows, "grpo"), theme)
@@ -135,11 +137,13 @@ def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
             low, high = (block.get("ci95") or {}).get(name) or (value, value)
             if high > low:
                 ax.errorbar(at, value, [[max(value - low, 0)], [max(high - value, 0)]], color=theme.ink, lw=1, capsize=2)
-            ax.text(at, max(value, high) + 0.02, f"{value:.2f}".replace("0.", ".", 1), ha="center", fontsize=7.5)
+            box = {"facecolor": theme.ground, "edgecolor": "none", "pad": 0.6}
+            text = f"{value:.2f}".replace("0.", ".", 1)
+            ax.text(at, max(value, high) + 0.02, text, ha="center", fontsize=7.5, bbox=box, zorder=4)
     floor = next((f for stage in present if is_number(f := blocks[stage][task_set].get("noop_write_db_match"))), None)
     if floor is not None:
         x = list(SCORES).index("write_db_match")
-        ax.plot([x - 0.48, x + 0.48], [floor, floor], "--", color=theme.ink, lw=1.6, label="do-nothing agent", zorder=3)
+        ax.plot([x - 0.48, x + 0.48], [floor, floor], "--", color=theme.ink, lw=1.6, label=_FLOOR, zorder=3)
     ax.set_xticks(range(len(SCORES)), list(SCORES.values()))
     ax.set_ylim(0, 1.12)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
@@ -233,7 +237,7 @@ def _time_split(ax: Axes, seconds: Mapping[str, float], grpo: Series, theme: The
     ax.tick_params(axis="y", length=0)
 
 
-def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
     """Exponential moving average, corrected for its start."""
     result, total, norm = [], 0.0, 0.0
     for value in values:
