@@ -52,7 +52,9 @@ class ActionWeights:
             if field.name not in earning and not weight <= 0:
                 raise TaudojoError(f"Action reward: {field.name} is {weight}; it costs, so give it a weight of 0 or less.")
         if not self.maximum > 0:
-            raise TaudojoError("Action reward: name, arguments and order are all 0, so there is nothing to earn; raise one of them.")
+            raise TaudojoError(
+                "Action reward: name, arguments and order are all 0, so there is nothing to earn; raise one of them."
+            )
 
     @property
     def maximum(self) -> float:

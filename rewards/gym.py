@@ -4,9 +4,9 @@
 >>> observation, info = env.reset(seed=1)
 >>> env.step('{"name": "get_order_details", "arguments": {"order_id": "#W2378156"}}')
 
-An action is what the agent writes: a JSON object with `name` and `arguments`, a list of such objects, or `{"tool_calls": [...]}` is
-a tool call; any other text is said to the user. An observation is what the agent reads next, one `role: text` paragraph per
-message. `info` of `reset` has the policy and the tools; nothing here shows the gold actions.
+An action is what the agent writes: a JSON object with `name` and `arguments`, a list of such objects, or
+`{"tool_calls": [...]}` is a tool call; any other text is said to the user. An observation is what the agent reads next, one
+`role: text` paragraph per message. `info` of `reset` has the policy and the tools; nothing here shows the gold actions.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TextEnv(gymnasium.Env[str, str]):
             info["reward_components"] = {c.name: c.value for c in breakdown.components}
         return observation, reward, stop is not None and stop not in _TRUNCATED, stop in _TRUNCATED, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The conversation so far."""
         return _render(self._env.transcript.messages) if self._env and self.render_mode == "ansi" else None
 

@@ -66,7 +66,7 @@ class Matching:
     """Partners, as (index of gold action, index of call).
 
     exact: as many equal pairs as can be; named: those, and then as many pairs as can be that agree in the name only;
-    ordered: length of the longest common subsequence of the names; in_order: the gold actions, equal, are a subsequence of the calls.
+    ordered: length of the longest common subsequence of the names; in_order: the calls contain the gold actions in their order.
     """
 
     exact: tuple[tuple[int, int], ...]

@@ -131,7 +131,7 @@ def paired_difference(a: Sequence[EpisodeMetrics], b: Sequence[EpisodeMetrics], 
     in_a, in_b = _values_by_task(a, METRICS[metric]), _values_by_task(b, METRICS[metric])
     if unpaired := sorted(in_a.keys() ^ in_b.keys()):
         raise TaudojoError(
-            f"Cannot pair {metric}: task {unpaired[0]} and {len(unpaired) - 1} others are in one set only; evaluate both on the same tasks."
+            f"Cannot pair {metric}: {len(unpaired)} tasks (task {unpaired[0]} first) are in one set only; evaluate both alike."
         )
     if not in_a:
         return {"mean": None, "ci95": None, "n": 0}

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw(blocks: Blocks, rows: Rows, seconds: Mapping[str, float], theme: Theme 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "font.size": 9.5,
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -81,7 +81,8 @@ def draw(blocks: Blocks, rows: Rows, seconds: Mapping[str, float], theme: Theme 
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(13, 13.5), dpi=dpi, layout="constrained")
         FigureCanvasAgg(figure)
-        top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.1, 1, 1], hspace=0.04)
+        rows_of_panels: Any = figure.subfigures(3, 1, height_ratios=[1.1, 1, 1], hspace=0.04)
+        top, middle, bottom = rows_of_panels
         axes = top.subplots(1, 2, sharey=True)
         for ax, task_set in zip(axes, SETS, strict=True):
             _scores(ax, blocks, task_set, theme)
@@ -114,7 +115,7 @@ def _series_of(rows: Rows, stage: str) -> Series:
     return Series([row for row in rows if row["stage"] == stage])
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -145,6 +146,7 @@ def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
         x = list(SCORES).index("write_db_match")
         ax.plot([x - 0.48, x + 0.48], [floor, floor], "--", color=theme.ink, lw=1.6, label=_FLOOR, zorder=3)
     ax.set_xticks(range(len(SCORES)), list(SCORES.values()))
+    ax.set_xlim(-0.55, len(SCORES) - 0.45)
     ax.set_ylim(0, 1.12)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
     ax.grid(axis="x", visible=False)

@@ -2,8 +2,8 @@
 
 >>> write_report(Path("outputs/my-run"))        # writes report.html and curves.png
 
-Reads summary.json, metrics.jsonl, config.yaml and trajectories/*.jsonl; a run that stopped half-way has fewer of them, and the page
-shows what there is. What models, users and tools wrote is untrusted: everything is escaped and no script runs on the page.
+Reads summary.json, metrics.jsonl, config.yaml and trajectories/*.jsonl; a run that stopped half-way has fewer of them, and
+the page shows what there is. What models, users and tools wrote is untrusted: everything is escaped and no script runs.
 """
 
 from __future__ import annotations
@@ -56,14 +56,15 @@ def write_report(run_dir: Path) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that a stopped run left unfinished is not one of them."""
+    """The objects of a JSON-lines file, but for the line that a killed run left unfinished (a resumed run may have gone on in it)."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
 
 
 def _blocks(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -82,16 +83,19 @@ def _blocks(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
 
 def _header(run: str, summary: Mapping[str, Any]) -> str:
     data, seconds, tokens = (summary.get(key) or {} for key in ("data", "seconds", "tokens"))
+    source, version = str(data.get("source") or ""), str(data.get("version") or "")
     facts = {
         "model": summary.get("model"),
-        "data": " ".join(str(data[k]) for k in ("source", "version") if data.get(k)),
+        "data": version if source in version else f"{source}, {version}",
         "version": summary.get("version"),
         "seed": summary.get("seed"),
         "duration": _duration(seconds.get("total")),
         **{f"{name.replace('_', ' ')} tokens": f"{value:,}" for name, value in tokens.items() if is_number(value)},
     }
     items = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items() if value not in (None, "")
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in facts.items()
+        if value not in (None, "")
     )
     return f"<h1>{escape(run)}</h1>\n<dl class=facts>{items}</dl>"
 
@@ -113,7 +117,9 @@ def _notice(blocks: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _table(blocks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     groups = "".join(f"<th colspan={len(STAGES)} class=group>{escape(title)}</th>" for title in SETS.values())
-    stages = "".join(f"<th{' class=group' if i == 0 else ''}>{escape(s)}</th>" for _ in SETS for i, s in enumerate(STAGES.values()))
+    stages = "".join(
+        f"<th{' class=group' if i == 0 else ''}>{escape(s)}</th>" for _ in SETS for i, s in enumerate(STAGES.values())
+    )
     body = ""
     for key, label in _ROWS.items():
         cells = ""
@@ -204,7 +210,8 @@ body { margin:0 auto; padding:2rem 1.25rem 4rem; max-width:1180px; background:va
   font:15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }
 h1 { font-size:1.7rem; margin:0 0 .8rem } h2 { font-size:1.15rem; margin:2.2rem 0 .7rem }
 h3 { font-size:1rem; margin:1.3rem 0 .4rem } h3 small { color:var(--soft); font-weight:normal }
-.facts { display:flex; flex-wrap:wrap; gap:.6rem 2rem; margin:0 } .facts div { min-width:5rem } .facts dd { margin:0; font-weight:600 }
+.facts { display:flex; flex-wrap:wrap; gap:.6rem 2rem; margin:0 } .facts div { min-width:5rem }
+.facts dd { margin:0; font-weight:600 }
 .facts dt { color:var(--soft); font-size:.78rem; text-transform:uppercase; letter-spacing:.04em }
 .notice { border-left:4px solid var(--accent); background:var(--card); padding:.6rem 1rem; margin:1.2rem 0 0 }
 .card { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:1rem; overflow-x:auto }
@@ -241,13 +248,14 @@ _PAGE = """<!doctype html>
 <div class="card">{table}</div>
 <h2>Curves</h2>
 <div class="card"><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">
-<img alt="Scores with intervals, SFT loss, GRPO reward, policy statistics and time split" src="data:image/png;base64,{light}"></picture></div>
+<img alt="Scores with intervals, SFT loss, GRPO reward, policy statistics and time split"
+src="data:image/png;base64,{light}"></picture></div>
 <h2>The same tasks at every evaluation</h2>
 {conversations}
 <h2>Configuration</h2>
 <details><summary>config.yaml</summary><pre>{config}</pre></details>
-<footer>Rates are fractions from 0 to 1; ranges are 95% bootstrap intervals over tasks. The official reward is τ²-bench's without its
-LLM judge. An agent that does nothing passes the database check of some tasks: the dashed line.</footer>
+<footer>Rates are fractions from 0 to 1; ranges are 95% bootstrap intervals over tasks. The official reward is τ²-bench's
+without its LLM judge. An agent that does nothing passes the database check of some tasks: the dashed line.</footer>
 </body>
 </html>
 """

@@ -62,7 +62,12 @@ def make_task() -> Callable[..., Task]:
                 "description": None,
                 "user_scenario": {"persona": None, "instructions": "Anything."},
                 "initial_state": None,
-                "evaluation_criteria": {"actions": raw, "communicate_info": [], "reward_basis": ["DB", "COMMUNICATE"], **criteria},
+                "evaluation_criteria": {
+                    "actions": raw,
+                    "communicate_info": [],
+                    "reward_basis": ["DB", "COMMUNICATE"],
+                    **criteria,
+                },
             },
         )
 

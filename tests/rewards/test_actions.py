@@ -80,7 +80,7 @@ def test_a_gold_action_that_lacks_an_argument_is_not_held_against_the_agent_that
 
 
 def test_weights_with_the_wrong_sign_are_refused():
-    with pytest.raises(TaudojoError, match="wrong is 0.3; it costs"):
+    with pytest.raises(TaudojoError, match=r"wrong is 0\.3; it costs"):
         ActionWeights(wrong=0.3)
     with pytest.raises(TaudojoError, match="name is -1; it earns"):
         ActionWeights(name=-1)
@@ -91,7 +91,9 @@ def test_weights_with_the_wrong_sign_are_refused():
 
 
 scalars = st.one_of(st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.none())
-junk = st.dictionaries(st.sampled_from(["order_id", "item_ids", "new_item_ids", "reason"]), st.one_of(scalars, st.lists(scalars, max_size=3)))
+junk = st.dictionaries(
+    st.sampled_from(["order_id", "item_ids", "new_item_ids", "reason"]), st.one_of(scalars, st.lists(scalars, max_size=3))
+)
 names = st.sampled_from(["get_order_details", "cancel_pending_order", "modify_pending_order_items", "calculate", "no_such_tool"])
 plausible = st.sampled_from([LOOK, CANCEL, CANCEL_OTHER, RETURN, Action("list_all_product_types", {})])
 actions = st.one_of(plausible, st.builds(Action, names, junk))
@@ -125,7 +127,7 @@ def test_dropping_or_corrupting_a_gold_action_never_raises_the_reward(play, make
     at = data.draw(st.integers(0, len(gold) - 1))
     best = action_reward(*play(make_task(gold), gold), weights).total
     dropped = gold[:at] + gold[at + 1 :]
-    corrupted = gold[:at] + [data.draw(actions)] + gold[at + 1 :]
+    corrupted = [*gold[:at], data.draw(actions), *gold[at + 1 :]]
     assert action_reward(*play(make_task(gold), dropped), weights).total <= best + 1e-9
     assert action_reward(*play(make_task(gold), corrupted), weights).total <= best + 1e-9
 

@@ -39,7 +39,9 @@ def test_white_space_is_ignored_in_calculations_only():
     assert not equal(Action("modify_user_address", {"city": "New York"}), Action("modify_user_address", {"city": "NewYork"}))
 
 
-@pytest.mark.parametrize(("a", "b", "same"), [(3, 3.0, True), (3, "3", True), (3.5, 3, False), (1, True, False), (0, None, False)])
+@pytest.mark.parametrize(
+    ("a", "b", "same"), [(3, 3.0, True), (3, "3", True), (3.5, 3, False), (1, True, False), (0, None, False)]
+)
 def test_numbers_are_compared_by_value(a, b, same):
     assert equal(Action("refund", {"amount": a}), Action("refund", {"amount": b})) is same
 

@@ -51,7 +51,9 @@ def write_run(folder: Path, *, finished: bool = True) -> Path:
     trajectories = folder / "trajectories"
     trajectories.mkdir()
     for step, stage in enumerate(stages):
-        episodes = [episode(f"eval/{stage}", i, kind) for i, kind in enumerate(["cancel", "cancel", "lookup", "address", "official"])]
+        episodes = [
+            episode(f"eval/{stage}", i, kind) for i, kind in enumerate(["cancel", "cancel", "lookup", "address", "official"])
+        ]
         (trajectories / f"eval-{stage}-{step}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
     return folder
 
@@ -132,9 +134,15 @@ def test_a_run_that_stopped_after_the_first_evaluation_still_gets_a_page(tmp_pat
     assert "Not evaluated in this run (yet): after SFT, after GRPO" in text
 
 
-def test_without_a_summary_the_scores_come_from_the_metrics(tmp_path):
-    row = {"time_s": 1.0, "stage": "eval/before", "step": 0, "metrics": {"heldout/n": 60, "heldout/action_f1": 0.25, "seconds": 3.0}}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+def test_without_a_summary_the_scores_come_from_the_metrics_that_can_be_read(tmp_path):
+    row = {
+        "time_s": 1.0,
+        "stage": "eval/before",
+        "step": 0,
+        "metrics": {"heldout/n": 60, "heldout/action_f1": 0.25, "seconds": 3.0},
+    }
+    killed = '{"time_s": 0.5, "stage": "ev'
+    (tmp_path / "metrics.jsonl").write_text(killed + json.dumps(row) + "\n" + json.dumps(row) + "\n")
     write_report(tmp_path)
     assert "0.250" in (tmp_path / "report.html").read_text()
 
