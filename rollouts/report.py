@@ -56,7 +56,7 @@ def write_report(run_dir: Path) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, but for the line that a killed run left unfinished (a resumed run may have gone on in it)."""
+    """The objects of a JSON-lines file, but for a line that a killed run left unfinished (a resumed run may go on in it)."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as lines:
