@@ -29,8 +29,8 @@ _TOPICS = tuple(
     )
 )
 _CONFIRM = re.compile(
-    r"\bconfirm\b(?! your (?:e-?mail|name|zip|identity))|yes/no|\byes\b|proceed|go ahead|(?:would you like|do you want) me to"
-    r"|(?:shall|should|may) i\b|is (?:that|this) (?:ok|okay|right|correct|fine)",
+    r"\bconfirm\b(?! your (?:e-?mail|name|zip|identity))|yes/no|(?:say|reply|answer|type) yes|proceed|go ahead"
+    r"|(?:would you like|do you want) me to|(?:shall|should|may) i\b|is (?:that|this) (?:ok|okay|right|correct|fine)",
     re.IGNORECASE,
 )
 _ANNOUNCED = re.compile(
