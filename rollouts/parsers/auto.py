@@ -16,7 +16,7 @@ from rollouts.parsers.llama3_json import Llama3JsonParser
 from rollouts.parsers.openai import OpenAIParser
 
 
-class AutoParser:
+class AutoParser(Parser):
     """The first of the parsers that finds a call; calls are written in hermes form."""
 
     name = "auto"

@@ -1,6 +1,6 @@
 """What a tool-call parser is: the way from a model's text to an `AgentTurn`, and back.
 
-    class ShoutParser:
+    class ShoutParser(Parser):
         name = "shout"
 
         def parse(self, text: str) -> AgentTurn: ...          # never raises
@@ -40,6 +40,10 @@ class Parser(Protocol):
         """The text of these calls in one message, as the model should write it."""
         ...
 
+    def format_call(self, action: Action) -> str:
+        """The text of one call."""
+        return self.format_calls([action])
+
 
 class CallError(ValueError):
     """A call that cannot be read; the message is for the model."""
@@ -52,6 +56,7 @@ _CONTROL = re.compile(
 )
 _HEADER = re.compile(r"\A\s*(?:<\|im_start\|>|<\|start_header_id\|>)assistant(?:<\|end_header_id\|>)?\s*")
 _EDGES = ("<s>", "</s>", "<pad>", "<unk>")
+_BARE_CALL = re.compile(r"""(?:```\w*\s*)?[\[{\s]*["'](?:name|tool_calls|function)["']\s*:""")
 _FENCE = re.compile(r"\A```(?:json|python|tool_call)?\s*\n?(.*?)\n?\s*```\Z", re.DOTALL)
 
 
@@ -77,7 +82,7 @@ def read_json(text: str) -> Any:
     except ValueError as error:
         value = _read_python(body)
         if value is None:
-            where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            where = f", character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise CallError(f"not valid JSON ({reason}{where})") from None
     return value
@@ -107,15 +112,8 @@ def read_call(value: Any) -> Action:
 
 
 def looks_like_call(text: str) -> bool:
-    """Whether the whole text is a JSON call that stands outside its family's markers."""
-    try:
-        value = read_json(text)
-    except CallError:
-        return False
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and (
-        ("name" in first and ("arguments" in first or "parameters" in first)) or "tool_calls" in first
-    )
+    """Whether the text begins as a JSON call that stands outside its family's markers."""
+    return _BARE_CALL.match(text) is not None
 
 
 def call_json(action: Action, key: str = "arguments") -> str:

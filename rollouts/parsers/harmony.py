@@ -12,14 +12,14 @@ import re
 from collections.abc import Sequence
 
 from envs.types import Action, AgentTurn
-from rollouts.parsers.base import CallError, call_json, called, read_call, read_json, refused, said, strip_control
+from rollouts.parsers.base import CallError, Parser, call_json, called, read_call, read_json, refused, said, strip_control
 
 _ENDS = re.compile(r"<\|(?:end|call|return)\|>")
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
 
-class HarmonyParser:
+class HarmonyParser(Parser):
     """Calls in any channel that has a recipient, the user's text in `final` (or in `commentary` without one)."""
 
     name = "harmony"

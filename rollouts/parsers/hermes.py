@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from envs.types import Action, AgentTurn
 from rollouts.parsers.base import (
     CallError,
+    Parser,
     call_json,
     called,
     looks_like_call,
@@ -29,7 +30,7 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _HINT = 'Write <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>'
 
 
-class HermesParser:
+class HermesParser(Parser):
     """Tags and JSON; one bad call refuses the whole message, as vLLM does. Words after the first tag are dropped."""
 
     name = "hermes"

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 
 from envs.types import Action, AgentTurn
-from rollouts.parsers.base import CallError, call_json, called, read_call, read_json, refused, said, strip_control
+from rollouts.parsers.base import CallError, Parser, call_json, called, read_call, read_json, refused, said, strip_control
 
 _TAG = "<|python_tag|>"
 _HINT = 'Write {"name": ..., "parameters": {...}}'
 
 
-class Llama3JsonParser:
+class Llama3JsonParser(Parser):
     """Every JSON object of the message must be a call. Braces in a text that never names a call are text."""
 
     name = "llama3_json"

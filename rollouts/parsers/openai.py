@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.types import Action, AgentTurn
-from rollouts.parsers.base import CallError, called, read_call, read_json, refused, said, strip_control
+from rollouts.parsers.base import CallError, Parser, called, read_call, read_json, refused, said, strip_control
 
 _HINT = 'Write {"tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}'
 
 
-class OpenAIParser:
+class OpenAIParser(Parser):
     """The whole message is the JSON object; anything that is not, and does not speak of `tool_calls`, is text."""
 
     name = "openai"

@@ -11,10 +11,10 @@ from typing import Any
 
 from envs.errors import TaudojoError
 from envs.types import Action, AgentTurn
-from rollouts.parsers.base import CallError, called, read_call, refused, said, strip_control
+from rollouts.parsers.base import CallError, Parser, called, read_call, refused, said, strip_control
 
 
-class VllmParser:
+class VllmParser(Parser):
     """One of vLLM's parsers. What it cannot read it hands back as text, so `parse_failure` is rarer than with our own."""
 
     def __init__(self, family: str, tokenizer: Any) -> None:
@@ -54,6 +54,4 @@ class VllmParser:
             return refused(self.name, f"the tool call could not be read: {error}", strip_control(text))
 
     def format_calls(self, actions: Sequence[Action]) -> str:
-        raise TaudojoError(
-            f"{self.name} cannot write calls; set model.chat.format=template, which writes them by the chat template."
-        )
+        raise TaudojoError(f"{self.name} cannot write calls; set model.chat.format=template and the official prompt.")

@@ -1,0 +1,57 @@
+"""What the policy reads: the system prompt, and how a tool's answer looks.
+
+Two styles. `official`: τ²-bench's structure, the domain's whole policy, JSON schemas through the chat format, answers as τ² prints
+them (about 5,000 tokens for retail). `compact`: a domain's short rules with its tools as signatures, answers as plain lines
+(about 450 tokens), for models with little context or little time.
+
+>>> system, tools = system_prompt(domain, "compact", get_parser("hermes"))
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any, Literal
+
+from envs.domain import Domain
+from envs.errors import TaudojoError
+from envs.types import Action, Message, ToolResult
+from rollouts.parsers import Parser
+
+Style = Literal["compact", "official"]
+
+_OFFICIAL = """\
+<instructions>
+You are a customer service agent. Help the user as the policy below says.
+In each turn do one of two things: write a message to the user, or call a tool. Never both in the same turn.
+Follow the policy in everything, and write tool calls as valid JSON.
+</instructions>
+<policy>
+{policy}
+</policy>"""
+
+_EXAMPLE = Action("tool", {"argument": "value"})
+
+
+def system_prompt(domain: Domain, style: Style, parser: Parser) -> tuple[str, list[dict[str, Any]] | None]:
+    """The system message and the schemas that the chat format has to show (None where the message lists the tools itself)."""
+    if style == "official":
+        return _OFFICIAL.format(policy=domain.policy), domain.tool_schemas
+    return f"{_compact(domain.name).compact_policy(domain)}\nTo call a tool, write only:\n{parser.format_call(_EXAMPLE)}", None
+
+
+def render_observation(message: Message, style: Style, domain: str = "retail") -> str:
+    """The text of a tool or user message in this style."""
+    content = message.content or ""
+    if style == "official" or message.role != "tool" or message.action is None:
+        return content
+    return str(_compact(domain).render_result(message.action, ToolResult(content, message.error)))
+
+
+def _compact(domain: str) -> ModuleType:
+    """A domain's own short forms, `envs/<domain>/compact.py`."""
+    name = f"envs.{domain}.compact"
+    if importlib.util.find_spec(f"envs.{domain}") is None or importlib.util.find_spec(name) is None:
+        raise TaudojoError(f"The domain {domain} has no compact prompt (envs/{domain}/compact.py); set env.prompt=official.")
+    return importlib.import_module(name)
