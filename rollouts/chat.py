@@ -41,8 +41,8 @@ class ChatConfig(BaseModel):
     tool_tags: bool = True  # chatml only: <tool_response> around a tool result
     template_file: str | None = None  # template only: a Jinja file instead of the tokenizer's own
     template_kwargs: dict[str, Any] = Field(default_factory=dict)  # template only: e.g. enable_thinking: false
-    # Where a template would rewrite past turns (Qwen3 takes out empty thinking): `sampled` keeps them as they were sampled, so the
-    # conversation grows; `rendered` obeys the template, so the trajectory splits.
+    # Where a template would rewrite past turns (Qwen3 takes out empty thinking): `sampled` keeps them as they were sampled, so
+    # the conversation grows; `rendered` obeys the template, so the trajectory splits.
     history: Literal["sampled", "rendered"] = "rendered"
 
 

@@ -1,8 +1,8 @@
 """What the policy reads: the system prompt, and how a tool's answer looks.
 
-Two styles. `official`: τ²-bench's structure, the domain's whole policy, JSON schemas through the chat format, answers as τ² prints
-them (about 5,000 tokens for retail). `compact`: a domain's short rules with its tools as signatures, answers as plain lines
-(about 450 tokens), for models with little context or little time.
+Two styles. `official`: τ²-bench's structure, the domain's whole policy, JSON schemas through the chat format, answers as τ²
+prints them (4,300 tokens for retail). `compact`: a domain's short rules with its tools as signatures, answers as plain lines
+(460 tokens), for models with little context or little time.
 
 >>> system, tools = system_prompt(domain, "compact", get_parser("hermes"))
 """
