@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from envs.types import StopReason, Task
 from envs.users.base import UserReply
 
+#: Characters of a confirmation that the customer still repeats; an untrained agent may write without end.
+_LONGEST = 600
+
 STOP, TRANSFER = "###STOP###", "###TRANSFER###"
 
 #: What an agent may ask for, and which sentences of the scenario answer it.
@@ -93,8 +96,8 @@ class ScriptedUser:
         named = {found.lstrip("#") for found in _ORDER_ID.findall(message)}
         if named and self._order_ids and not named & self._order_ids:
             return f"No, that is not what I asked for. {_in_first_person(self._reason)}"
-        announced = _ANNOUNCED.search(message)
-        action = _swap_persons(announced["action"].strip()) if announced else "go ahead"
+        announced = _ANNOUNCED.search(message[:_LONGEST])
+        action = _swap_persons(announced["action"].strip()) if announced and len(message) <= _LONGEST else "go ahead"
         return f"Yes, please {action}."
 
     def _answer(self, question: str) -> str:

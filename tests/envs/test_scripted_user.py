@@ -1,6 +1,7 @@
 """The scripted customer says what the scenario says, and no more."""
 
 import re
+import time
 
 import pytest
 
@@ -105,3 +106,9 @@ def test_instructions_may_be_a_single_text():
     user = ScriptedUser()
     user.reset(Task("retail", {"id": "1", "user_scenario": {"instructions": "You want a refund."}}), None)
     assert user.opening() == "I want a refund."
+
+
+def test_endless_words_are_neither_repeated_nor_slow(user):
+    start = time.perf_counter()
+    assert user.reply("I will " + "." * 50_000 + "x. Do you confirm (yes/no)?").text == "Yes, please go ahead."
+    assert time.perf_counter() - start < 0.5
