@@ -238,11 +238,12 @@ class _Template:
         result = Message("tool", "done", action=_CALL)
         more = Message("user", "And more?")
         try:
-            called, said = self.turn(self._called), self.turn(self._said)
+            turns = [self.turn(self._called), self.turn(self._said)]
         except TaudojoError:
             return True
-        grown = self.opening("S", _TOOLS, [asked]) + called + self.extension([result]) + said + self.extension([more])
-        return chat._ids(grown) != chat._ids(self.opening("S", _TOOLS, [asked, self._called, result, self._said, more]))
+        pieces = [self.opening("S", _TOOLS, [asked]), turns[0], self.extension([result]), turns[1], self.extension([more])]
+        grown = [token for piece in pieces for token in chat._ids(piece)]
+        return grown != chat._ids(self.opening("S", _TOOLS, [asked, self._called, result, self._said, more]))
 
     def _to_hf(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Messages as chat templates know them. A tool result takes the id of the call that it answers."""
