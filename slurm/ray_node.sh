@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs one node of the job's Ray until it is told to stop; started by dgx_train.slurm on each node.
 #
-#   ray_node.sh head IP NODES     picks free ports, writes IP:PORT to $TAUDOJO_RAY_STATE/address. One node: 127.0.0.1, so nothing is open outside
+#   ray_node.sh head IP           writes IP:PORT to $TAUDOJO_RAY_STATE/address once it is up
 #   ray_node.sh worker ADDRESS    joins the head
 #
 # All ports are chosen free, so that two jobs share a node; Ray's folder is this job's own and is removed at the end.
@@ -17,18 +17,15 @@ options=(
     --block --disable-usage-stats
     --temp-dir="$folder"
     --num-cpus="${SLURM_CPUS_ON_NODE}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
-    --object-store-memory="${RAY_OBJECT_STORE_BYTES:-1073741824}"
     --dashboard-agent-listen-port="${ports[1]}" --metrics-export-port="${ports[2]}" --runtime-env-agent-port="${ports[3]}"
 )
 if [ "$role" = head ]; then
     ip=$2
-    if [ -z "$ip" ]; then
-        if [ "$3" -eq 1 ]; then ip=127.0.0.1; else ip=$(hostname -I | cut -d' ' -f1); fi
-    fi
     options+=(--head --node-ip-address="$ip" --port="${ports[0]}" --ray-client-server-port="${ports[4]}" --include-dashboard=false)
 else
     options+=(--address="$2")
 fi
+[ -z "${RAY_OBJECT_STORE_BYTES:-}" ] || options+=(--object-store-memory="$RAY_OBJECT_STORE_BYTES")
 
 stop() {
     trap '' TERM INT
@@ -42,7 +39,7 @@ trap stop TERM INT
 "$PYTHON" -m ray.scripts.scripts start "${options[@]}" >"$folder/start.log" 2>&1 &
 ray=$!
 if [ "$role" = head ]; then
-    # The port answers once the head is up; only then is the address given away.
+    # The port answers once the head is up; only then is the address told.
     until (exec 3<>"/dev/tcp/$ip/${ports[0]}") 2>/dev/null; do
         kill -0 "$ray" 2>/dev/null || break
         sleep 0.5
