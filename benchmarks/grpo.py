@@ -1,0 +1,180 @@
+"""GRPO steps, ours against TRL's GRPOTrainer: `python -m benchmarks.grpo --model outputs/<run>/sft_model`.
+
+Both sides start from the same checkpoint and play whole conversations on the same generated tasks with the same prompt, token
+limits and reward: sample groups, score, update, and bring the new weights to where sampling happens. Each runs alone, in a
+process of its own, ours first. Progress goes to stderr; the last line on stdout is JSON:
+
+    {"ours_s", "trl_s", "ours_tokens", "trl_tokens", "ratio", "trl_mode", "split": {"ours": {…}, "trl": {…}}}
+
+`*_s` and `*_tokens` belong to the step of median speed, `ratio` is our trained tokens per second over TRL's, and `split` has
+the seconds of rollout, reward, update and sync. How TRL is set up stands in `benchmarks.peers.trl_grpo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workload import PHASES, Figures, StepFigures, Workload, say
+from envs.errors import TaudojoError
+from training.models import check_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 40 * 60
+
+OURS, TRL = "benchmarks.ours_grpo", "benchmarks.peers.trl_grpo"
+
+
+def compare(ours: Figures, trl: Figures) -> dict[str, Any]:
+    """The result line."""
+    mine, theirs = ours.median_step, trl.median_step
+    return {
+        "ours_s": round(mine.step_s, 2),
+        "trl_s": round(theirs.step_s, 2),
+        "ours_tokens": mine.tokens,
+        "trl_tokens": theirs.tokens,
+        "ratio": round(mine.tokens_per_s / theirs.tokens_per_s, 3),
+        "trl_mode": trl.mode,
+        "split": {"ours": _split(mine), "trl": _split(theirs)},
+    }
+
+
+def ensure_checkpoint(model: str | None, outputs: Path = Path("outputs")) -> Path:
+    """The folder of the SFT checkpoint to start from: the given one, else the newest `outputs/*/sft_model`.
+
+    Raises:
+        TaudojoError: there is none, or it is not a complete Hugging Face folder.
+    """
+    if model is not None:
+        folder = Path(model).expanduser()
+        if not folder.exists():
+            raise TaudojoError(f"--model {model}: no such folder (seen from {Path.cwd()}); give the sft_model folder of a run.")
+        return check_folder(folder).resolve()
+    found = sorted(outputs.glob("*/sft_model/config.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise TaudojoError(
+            f"{outputs}/ has no run with an sft_model; "
+            "train one with `python -m training.main +experiment=grpo`, or give --model."
+        )
+    return check_folder(found[-1].parent).resolve()
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    defaults = {name: field.default for name, field in Workload.__dataclass_fields__.items()}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.grpo", description="GRPO steps, ours against TRL's.")
+    parser.add_argument("--model", help="SFT checkpoint, a Hugging Face folder (default: the newest outputs/*/sft_model)")
+    parser.add_argument("--model-config", default="smollm2_135m", help="its file in configs/model: chat format and call parser")
+    for name, meaning in (
+        ("tasks", "tasks of a step"),
+        ("samples", "episodes of each task"),
+        ("steps", "timed steps"),
+        ("max_new_tokens", "tokens of one turn"),
+        ("max_turns", "the policy's turns in an episode"),
+        ("max_model_len", "tokens of an episode"),
+        ("seed", "of tasks and sampling"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{meaning} (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def workload(arguments: argparse.Namespace) -> Workload:
+    """What the arguments ask for, with the chat format, parser and reward of the configuration."""
+    from omegaconf import OmegaConf
+
+    file = ROOT / "configs" / "model" / f"{arguments.model_config}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        raise TaudojoError(f"--model-config {arguments.model_config} is not known; choose one of {known}.")
+    model = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(model, dict)
+    return Workload(
+        model_path=str(ensure_checkpoint(arguments.model)),
+        chat=model["chat"],
+        tool_parser=model["tool_parser"],
+        reward={"actions": {"weight": 1.0}},
+        tasks=arguments.tasks,
+        samples=arguments.samples,
+        steps=arguments.steps,
+        max_new_tokens=arguments.max_new_tokens,
+        max_turns=arguments.max_turns,
+        max_model_len=arguments.max_model_len,
+        seed=arguments.seed,
+    )
+
+
+def run_side(module: str, work: Workload, limit_s: float) -> Figures:
+    """Run a side in a process of its own and read its figures.
+
+    Raises:
+        TaudojoError: it failed, or was not done after `limit_s`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        workload_file, figures_file = Path(folder, "workload.json"), Path(folder, "figures.json")
+        workload_file.write_text(json.dumps(asdict(work)))
+        command = [sys.executable, "-m", module, str(workload_file), str(figures_file)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, start_new_session=True)
+        try:
+            status = process.wait(timeout=max(limit_s, 0))
+        except subprocess.TimeoutExpired:
+            raise TaudojoError(
+                f"{module} was not done after {limit_s / 60:.0f} of the command's {LIMIT_S // 60} minutes; "
+                "use fewer --steps, --tasks or --samples, or a machine with nothing else to do."
+            ) from None
+        finally:
+            _end(process)
+        if status != 0:
+            raise TaudojoError(f"{module} ended with status {status}; what it said stands above.")
+        return Figures.read(figures_file)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    start = time.monotonic()
+    try:
+        if find_spec("trl") is None:
+            raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does).")
+        work = workload(parse_arguments(arguments))
+        figures = []
+        for name, module in (("ours", OURS), ("TRL", TRL)):
+            say(f"{name}: {work.steps} step(s) of {work.tasks} tasks x {work.samples} samples from {work.model_path}")
+            figures.append(run_side(module, work, LIMIT_S - (time.monotonic() - start)))
+    except TaudojoError as error:
+        say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        say("Interrupted; nothing was measured.")
+        return 130
+    for name, side in zip(("ours", "TRL"), figures, strict=True):
+        speeds = ", ".join(f"{step.tokens_per_s:.0f}" for step in side.steps)
+        say(f"{name}: {speeds} tokens/s by step, {side.setup_s:.0f} s to start")
+    print(json.dumps(compare(*figures)))
+    return 0
+
+
+def _split(step: StepFigures) -> dict[str, float | None]:
+    return {phase: None if (value := getattr(step, phase)) is None else round(value, 2) for phase in PHASES}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the side and what it started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

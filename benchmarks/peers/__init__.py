@@ -1,0 +1,1 @@
+"""Other trainers, playing the same workloads."""

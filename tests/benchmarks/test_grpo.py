@@ -1,0 +1,161 @@
+"""The arithmetic of the GRPO benchmark, its result line, and what it says to wrong arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import grpo
+from benchmarks.grpo import compare, ensure_checkpoint, parse_arguments, run_side
+from benchmarks.peers.trl_grpo import micro_batch
+from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload
+from envs.errors import TaudojoError
+
+STEP = StepFigures(
+    step_s=100.0, tokens=24_000, sampled_tokens=6_000, episodes=24, rollout_s=60.0, reward_s=0.1, update_s=39.0, sync_s=0.9
+)
+WORK = Workload(model_path="m", chat={}, tool_parser="hermes", reward={})
+
+
+def model_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_the_ratio_is_our_tokens_per_second_over_trls():
+    trl = replace(STEP, step_s=400.0, tokens=20_000)
+    assert compare(Figures("vllm", 10.0, [STEP]), Figures("hf", 5.0, [trl]))["ratio"] == 4.8  # 240 over 50
+
+
+def test_the_result_line_has_the_promised_keys_and_the_seconds_of_each_phase():
+    result = compare(Figures("vllm", 10.0, [STEP]), Figures("hf", 5.0, [replace(STEP, sync_s=None)]))
+    assert list(result) == ["ours_s", "trl_s", "ours_tokens", "trl_tokens", "ratio", "trl_mode", "split"]
+    assert result["trl_mode"] == "hf"
+    assert result["split"]["ours"] == {"rollout_s": 60.0, "reward_s": 0.1, "update_s": 39.0, "sync_s": 0.9}
+    assert result["split"]["trl"]["sync_s"] is None
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_of_several_steps_the_one_of_median_speed_is_reported_whole():
+    slow, fast = replace(STEP, step_s=300.0), replace(STEP, step_s=50.0)
+    assert Figures("hf", 0.0, [fast, STEP, slow]).median_step == STEP
+    assert Figures("hf", 0.0, [fast, slow]).median_step == slow
+
+
+def test_a_side_without_steps_is_an_error():
+    with pytest.raises(TaudojoError, match="finished no step"):
+        _ = Figures("hf", 0.0).median_step
+
+
+def test_workload_and_figures_survive_their_files(tmp_path: Path):
+    figures = Figures("hf", 12.5, [STEP, replace(STEP, update_s=None)])
+    figures.write(tmp_path / "figures.json")
+    assert Figures.read(tmp_path / "figures.json") == figures
+    assert Workload(**json.loads(json.dumps(asdict(WORK)))) == WORK
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": 0}, "--tasks is 0"),
+        ({"samples": 1}, "at least 2 episodes"),
+        ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
+        ({"max_new_tokens": 2048, "max_model_len": 2048}, "no room for a prompt"),
+    ],
+)
+def test_a_workload_that_cannot_be_played_says_which_argument_is_wrong(change: dict[str, int], words: str):
+    with pytest.raises(TaudojoError, match=words):
+        replace(WORK, **change)
+
+
+def test_both_sides_get_the_same_tasks_with_new_ones_for_each_step():
+    work = replace(WORK, tasks=4, steps=2)
+    domain = work.domain()
+    tasks = work.task_list(domain)
+    assert [task.id for task in tasks] == [task.id for task in work.task_list(domain)]
+    assert len({task.id for task in tasks}) == 8
+
+
+def test_the_micro_batch_divides_the_episodes():
+    assert [micro_batch(n, most=4) for n in (24, 2, 9, 7)] == [4, 2, 3, 1]
+
+
+def test_a_stopwatch_adds_up_its_phases():
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("update_s"):
+            time.sleep(0.01)
+    assert watch.seconds["update_s"] >= 0.02
+    assert watch.seconds["rollout_s"] == 0.0
+
+
+def test_the_default_arguments_are_four_tasks_of_six_samples_and_one_step():
+    arguments = parse_arguments([])
+    assert (arguments.tasks, arguments.samples, arguments.steps, arguments.model) == (4, 6, 1, None)
+
+
+def test_the_newest_sft_model_is_taken(tmp_path: Path):
+    old, new = model_folder(tmp_path / "a" / "sft_model"), model_folder(tmp_path / "b" / "sft_model")
+    os.utime(old / "config.json", (1, 1))
+    assert ensure_checkpoint(None, tmp_path) == new
+    assert ensure_checkpoint(str(old), tmp_path) == old
+
+
+@pytest.mark.parametrize(("model", "words"), [(None, "no run with an sft_model"), ("nowhere", "no such folder")])
+def test_without_a_checkpoint_the_command_says_what_to_do(
+    model: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert grpo.main(["--model", model] if model else []) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.out == ""
+
+
+def test_an_unknown_model_config_names_the_known_ones(capsys: pytest.CaptureFixture[str]):
+    assert grpo.main(["--model-config", "smollm"]) == 2
+    assert "smollm2_135m" in capsys.readouterr().err
+
+
+FAKE_SIDE = """
+import sys, time
+from benchmarks.workload import Figures, StepFigures, side_main
+from envs.errors import TaudojoError
+
+def run(workload):
+    if workload.seed == 1:
+        raise TaudojoError("The fake side has no luck.")
+    time.sleep(60 * (workload.seed == 2))
+    print("not the result")
+    return Figures("fake", 0.0, [StepFigures(2.0, workload.episodes, 0, workload.episodes)])
+
+side_main(run)
+"""
+
+
+@pytest.fixture
+def fake_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "fake_side.py").write_text(FAKE_SIDE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "fake_side"
+
+
+def test_a_side_brings_its_figures_from_its_own_process(fake_side: str, capfd: pytest.CaptureFixture[str]):
+    assert run_side(fake_side, WORK, limit_s=60).median_step.tokens == 24
+    assert capfd.readouterr().out == ""
+
+
+def test_a_side_that_fails_or_takes_too_long_is_an_error(fake_side: str):
+    with pytest.raises(TaudojoError, match="ended with status 2"):
+        run_side(fake_side, replace(WORK, seed=1), limit_s=60)
+    start = time.monotonic()
+    with pytest.raises(TaudojoError, match="was not done"):
+        run_side(fake_side, replace(WORK, seed=2), limit_s=3)
+    assert time.monotonic() - start < 30
