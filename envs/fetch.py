@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from envs.errors import TaudojoError
@@ -76,7 +77,7 @@ def _download(requirement: str, folder: Path) -> None:
 
 def pip_command() -> list[str]:
     """The command that runs a pip, wherever this machine has one."""
-    if importlib.util.find_spec("pip"):
+    if PathFinder.find_spec("pip"):  # importlib.util's would also ask setuptools' import hook, which then drops its distutils
         return [sys.executable, "-m", "pip"]
     bundled = sorted(wheel for place in _ensurepip_folders() for wheel in place.glob("pip-*.whl"))
     if bundled:

@@ -159,6 +159,12 @@ def test_a_wheel_is_fetched_once_and_its_content_is_checked(index: Path, tmp_pat
     assert [path.name for path in (tmp_path / "got").iterdir()] == [wheel.name]
 
 
+def test_looking_for_pip_leaves_setuptools_alone():
+    code = "from envs.fetch import pip_command; pip_command(); import setuptools; print('whole')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "whole\n", done.stderr
+
+
 @pytest.mark.slow
 def test_converting_again_gives_the_same_weights(tmp_path: Path):
     made = ensure_model("smollm2_135m", cache=tmp_path)
