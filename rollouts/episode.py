@@ -1,0 +1,174 @@
+"""One episode as one coroutine: the policy's tokens go in, the world answers, the conversation grows at its end.
+
+    trajectory = await play(request, world, engine.generate)
+
+Nothing sampled is ever rendered again. The episode's only hook is `generate`: an engine, or the expert (`gold_policy`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from envs.domain import Domain
+from envs.env import Env
+from envs.retail.expert import GoldAgent
+from envs.types import Message, StopReason
+from envs.users.base import User
+from rewards.breakdown import RewardFn
+from rewards.metrics import episode_metrics
+from rollouts.chat import ChatFormat
+from rollouts.engines.base import Generation, SamplingParams
+from rollouts.parsers import Parser
+from rollouts.prompts import Style, render_observation, system_prompt
+from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
+
+Generate = Callable[[Sequence[int], SamplingParams], Awaitable[Generation]]
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """`max_model_len` and `max_turn_tokens` in tokens; the rest as in `Env`."""
+
+    max_model_len: int = 4096
+    max_turn_tokens: int = 160
+    max_steps: int = 30
+    max_errors: int = 10
+    max_repeats: int = 3
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that episodes of one run share. Built once per process."""
+
+    domain: Domain
+    chat: ChatFormat
+    parser: Parser
+    style: Style
+    reward_fn: RewardFn
+    new_user: Callable[[], User]
+    limits: EpisodeLimits = field(default_factory=EpisodeLimits)
+
+    def new_env(self, request: EpisodeRequest) -> Env:
+        limits = self.limits
+        return Env(
+            self.domain,
+            request.task,
+            self.new_user(),
+            max_steps=limits.max_steps,
+            max_errors=limits.max_errors,
+            max_repeats=limits.max_repeats,
+        )
+
+    def rendered(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages as the policy reads them."""
+        return [replace(m, content=render_observation(m, self.style, self.domain.name)) for m in messages]
+
+
+class _Context:
+    """The growing row of tokens, in segments."""
+
+    def __init__(self) -> None:
+        self.segments: list[TokenSegment] = []
+
+    def start(self, ids: list[int]) -> None:
+        self.segments.append(TokenSegment([], [], [], []))
+        self.append(ids)
+
+    @property
+    def ids(self) -> list[int]:
+        return self.segments[-1].token_ids
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Tokens of the world: no loss."""
+        segment = self.segments[-1]
+        segment.token_ids.extend(ids)
+        segment.loss_mask.extend([False] * len(ids))
+        segment.logprobs.extend([0.0] * len(ids))
+
+    def sampled(self, generation: Generation) -> None:
+        """Tokens of the policy."""
+        segment = self.segments[-1]
+        start = len(segment.token_ids)
+        segment.token_ids.extend(generation.token_ids)
+        segment.loss_mask.extend([True] * len(generation.token_ids))
+        segment.logprobs.extend(generation.logprobs)
+        segment.versions.append((start, len(segment.token_ids), generation.weight_version))
+
+
+async def play(request: EpisodeRequest, world: World, generate: Generate) -> Trajectory:
+    """Plays one episode to its end and scores it. Engine failures propagate; everything else ends in a `StopReason`."""
+    begin = time.monotonic()
+    env = world.new_env(request)
+    if request.policy == "gold":
+        generate = gold_policy(env, world.chat)
+    history = list(env.reset(request.seed))
+    system, tools = system_prompt(world.domain, world.style, world.parser)
+    context = _Context()
+    context.start(world.chat.opening(system, tools, world.rendered(history)))
+    limits = world.limits
+    cached, generating, turn_number = 0, 0.0, 0
+    while not env.done:
+        room = limits.max_model_len - len(context.ids)
+        if room < 2:
+            env.interrupt(StopReason.CONTEXT_FULL)
+            break
+        if time.monotonic() - begin > limits.deadline_s:
+            env.interrupt(StopReason.TIMEOUT)
+            break
+        params = SamplingParams(
+            max_tokens=min(limits.max_turn_tokens, room - 1),
+            temperature=request.temperature,
+            stop_token_ids=tuple(world.chat.stop_token_ids),
+            seed=(request.seed * 1009 + turn_number) % 2**31,
+        )
+        asked = time.monotonic()
+        generation = await generate(context.ids, params)
+        generating += time.monotonic() - asked
+        cached += generation.cached_tokens
+        turn_number += 1
+        context.sampled(generation)
+        turn = world.parser.parse(world.chat.decode(generation.token_ids))
+        new = env.begin(turn)
+        if env.awaiting_user:
+            reply: Any = env.user.reply(turn.content or "")
+            new += env.finish(await reply if inspect.isawaitable(reply) else reply)
+        if env.done:
+            break
+        if world.chat.splits:
+            transcript = env.transcript
+            context.start(world.chat.opening(system, tools, world.rendered(transcript.messages)))
+        else:
+            context.append(world.chat.close(generation.token_ids))
+            context.append(world.chat.extend(world.rendered(new)))
+    transcript = env.transcript
+    reward = world.reward_fn(request.task, transcript, env)
+    return Trajectory(
+        transcript=transcript,
+        kind=request.task.kind,
+        segments=context.segments,
+        reward=reward,
+        metrics=episode_metrics(request.task, transcript, env, reward),
+        stage=request.stage,
+        step=request.step,
+        group=request.group,
+        seed=request.seed,
+        seconds=time.monotonic() - begin,
+        cached_tokens=cached,
+        timings={"generate": generating},
+    )
+
+
+def gold_policy(env: Env, chat: ChatFormat) -> Generate:
+    """The expert's turns as if they had been sampled: the target tokens of SFT, with log-probability 0."""
+    agent = GoldAgent(env.domain, env.task)
+
+    async def generate(token_ids: Sequence[int], params: SamplingParams) -> Generation:
+        ids = chat.assistant(agent.next_turn(env.transcript))
+        return Generation(ids, [0.0] * len(ids), "stop")
+
+    return generate

@@ -1,0 +1,128 @@
+"""A played episode with its tokens: what the store keeps, the learner trains on, and the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs.types import Task, Transcript
+from rewards.breakdown import RewardBreakdown
+from rewards.metrics import EpisodeMetrics
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TokenSegment:
+    """A run of tokens that the policy saw as one context. All lists have one entry per token.
+
+    `loss_mask` is true on the policy's own tokens; `logprobs` are those they were sampled with, 0.0 elsewhere.
+    `versions` holds `(start, stop, weight version)` for each sampled span.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[bool]
+    logprobs: list[float]
+    versions: list[tuple[int, int, int]]
+
+    @property
+    def sampled(self) -> int:
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True)
+class EpisodeRequest:
+    """One episode to play. `group` numbers the GRPO group within a step; `policy` says who speaks."""
+
+    task: Task
+    seed: int
+    stage: str
+    step: int = 0
+    group: int = 0
+    temperature: float = 1.0
+    policy: str = "engine"  # or "gold", the expert
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One segment, unless the chat template cannot grow (`ChatFormat.splits`): then one for each turn."""
+
+    transcript: Transcript
+    kind: str
+    segments: list[TokenSegment]
+    reward: RewardBreakdown
+    metrics: EpisodeMetrics
+    stage: str
+    step: int
+    group: int
+    seed: int
+    seconds: float = 0.0
+    cached_tokens: int = 0
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(s.token_ids) for s in self.segments)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(s.sampled for s in self.segments)
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of `trajectories/*.jsonl`."""
+        return {
+            "schema": SCHEMA,
+            "stage": self.stage,
+            "step": self.step,
+            "group": self.group,
+            "seed": self.seed,
+            "kind": self.kind,
+            **self.transcript.to_json(),
+            "reward": self.reward.to_json(),
+            "metrics": self.metrics.to_json(),
+            "tokens": {
+                "prompt": self.segments[0].loss_mask.index(True) if any(self.segments[0].loss_mask) else self.tokens,
+                "sampled": self.sampled_tokens,
+                "total": self.tokens,
+                "cached": self.cached_tokens,
+            },
+            "seconds": round(self.seconds, 3),
+            "timings": {k: round(v, 4) for k, v in self.timings.items()},
+            "segments": [
+                {
+                    "token_ids": s.token_ids,
+                    "loss_mask": [int(m) for m in s.loss_mask],
+                    "logprobs": [round(x, 6) for x in s.logprobs],
+                    "versions": s.versions,
+                }
+                for s in self.segments
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Trajectory:
+        if raw.get("schema") != SCHEMA:
+            raise ValueError(f"trajectory schema {raw.get('schema')} is not {SCHEMA}; it was written by another version")
+        return cls(
+            transcript=Transcript.from_json(raw),
+            kind=raw["kind"],
+            segments=[
+                TokenSegment(
+                    list(s["token_ids"]),
+                    [bool(m) for m in s["loss_mask"]],
+                    list(s["logprobs"]),
+                    [(a, b, v) for a, b, v in s["versions"]],
+                )
+                for s in raw["segments"]
+            ],
+            reward=RewardBreakdown.from_json(raw["reward"]),
+            metrics=EpisodeMetrics.from_json(raw["metrics"]),
+            stage=raw["stage"],
+            step=raw["step"],
+            group=raw["group"],
+            seed=raw["seed"],
+            seconds=raw["seconds"],
+            cached_tokens=raw["tokens"]["cached"],
+            timings=raw["timings"],
+        )

@@ -1,0 +1,110 @@
+"""The learner's protocol and the records that go in and out of it.
+
+A backend holds one rank's share of the model and optimizer. Stages talk to it (through `LearnerGroup`) in whole
+batches; they never see tensors. The hook a reader will write is `LossFn`: pure tensors in, loss and metrics out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One trajectory, ready to train on. All lists have one entry per token.
+
+    `loss_mask[t]` is true where token t was written by the policy. `advantages` and `sampler_logprobs` are only read
+    where the mask is true; SFT leaves them None.
+    """
+
+    token_ids: Sequence[int]
+    loss_mask: Sequence[bool]
+    advantages: Sequence[float] | None = None
+    sampler_logprobs: Sequence[float] | None = None
+    old_logprobs: Sequence[float] | None = None  # the learner's own, before the first of several updates; None = on-policy
+    reference_logprobs: Sequence[float] | None = None
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that are trained on; the first token has no prediction and never counts."""
+        return sum(map(bool, self.loss_mask[1:]))
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss may look at: one row per sample, one column per loss token, padded on the right.
+
+    Shapes are `[samples, tokens]`. `batch_tokens`, `batch_samples` and `world_size` describe the whole batch over all
+    ranks and micro-batches, so that the sum of micro-batch losses is the loss of the batch.
+    """
+
+    logprobs_BT: Tensor
+    mask_BT: Tensor
+    entropy_BT: Tensor
+    batch_tokens: int
+    batch_samples: int
+    world_size: int
+    advantages_BT: Tensor | None = None
+    sampler_logprobs_BT: Tensor | None = None
+    old_logprobs_BT: Tensor | None = None
+    reference_logprobs_BT: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """`loss` is a scalar already scaled for the whole batch; each metric is a token sum and is divided by `batch_tokens`,
+    except those named `max/…`, of which the greatest is kept."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+LossFn = Callable[[LossInputs], LossOutputs]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """One rank's settings."""
+
+    model_path: str
+    dtype: str = "bfloat16"  # of parameters in the forward and backward pass; masters and optimizer are float32
+    device: str = "cpu"
+    micro_batch_tokens: int = 4096
+    logits_chunk: int = 1024  # rows of logits in memory at once
+    prefix_tree: bool = True
+    gradient_checkpointing: bool = False
+    temperature: float = 1.0  # log-probs are those of the sampling distribution
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    threads: int | None = None
+    seed: int = 0
+    deterministic: bool = False
+
+
+class Learner(Protocol):
+    """One rank. `group.LearnerGroup` offers the same verbs over all ranks."""
+
+    def update(self, batch: Sequence[Sample], loss: LossFn, lr: float) -> dict[str, float]:
+        """One optimizer step over `batch` (this rank's share). Returns metrics of the whole batch."""
+
+    def logprobs(self, batch: Sequence[Sample]) -> list[list[float]]:
+        """Log-probability of every token given those before it (index 0 is 0.0), for each sample."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under their Hugging Face names, in the training dtype; tied weights once."""
+
+    def save(self, folder: Path, state: Mapping[str, Any]) -> None: ...
+
+    def load(self, folder: Path) -> dict[str, Any]: ...
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`"bfloat16"` → `torch.bfloat16`."""
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}[name]
