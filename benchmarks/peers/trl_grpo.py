@@ -79,7 +79,7 @@ class Player:
         with self.watch("rollout_s"):
             self.episodes = [self._begin(task_id) for task_id in task_ids]
             running, turn = self.episodes, 0
-            while running := [episode for episode in running if self._may_go_on(episode)]:
+            while running := [episode for episode in running if not episode.env.done]:
                 start, turn = time.perf_counter(), turn + 1
                 sampled, _ = trainer._generate_single_turn([e.ids for e in running], None, {}, trainer.num_generations)
                 for episode, ids in zip(running, sampled, strict=True):
@@ -101,17 +101,18 @@ class Player:
         env = Env(self.domain, self.tasks[task_id], ScriptedUser(), max_steps=self.workload.max_turns)
         return Episode(env, self.chat.opening(self.system, self.tools, self._seen(env.reset())))
 
-    def _may_go_on(self, episode: Episode) -> bool:
-        if not episode.env.done and len(episode.ids) >= self.workload.max_model_len:
-            episode.env.interrupt(StopReason.CONTEXT_FULL)
-        return not episode.env.done
-
     def _take_turn(self, episode: Episode, sampled: Sequence[int]) -> None:
+        """Append the turn and what answers it; an episode without room for another turn ends here."""
         sampled = sampled[: self.workload.max_model_len - len(episode.ids)]
         episode.append(sampled, sampled=True)
         answer = episode.env.step(self.parser.parse(self.chat.decode(sampled)))
-        if not episode.env.done:
-            episode.append(self.chat.close(sampled) + self.chat.extend(self._seen(answer)), sampled=False)
+        if episode.env.done:
+            return
+        glue = self.chat.close(sampled) + self.chat.extend(self._seen(answer))
+        if len(episode.ids) + len(glue) >= self.workload.max_model_len:
+            episode.env.interrupt(StopReason.CONTEXT_FULL)
+        else:
+            episode.append(glue, sampled=False)
 
     def _seen(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the policy reads them."""
