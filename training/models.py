@@ -121,10 +121,14 @@ def check_folder(folder: Path) -> Path:
 
 def check_hub(hub_id: str) -> str:
     """The hub id itself when its config.json is in the local hub cache or can be downloaded; else a TaudojoError."""
-    from huggingface_hub import hf_hub_download
+    import httpx
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
+        if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            return hub_id
+        HfApi().model_info(hub_id, timeout=10)  # asks once, where a download would ask six times over half a minute
         hf_hub_download(hub_id, "config.json")
     except GatedRepoError as error:
         raise TaudojoError(f"{hub_id} is gated on the hub; accept its licence there and log in with `hf auth login`.") from error
@@ -132,7 +136,7 @@ def check_hub(hub_id: str) -> str:
         raise TaudojoError(
             f"{hub_id} is neither a folder here ({Path.cwd()}) nor a model on the hub; check model.path."
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except (LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
         raise TaudojoError(
             f"{hub_id} is no folder here and the hub cannot be reached; "
             "check the network, set model.path to a downloaded folder, or use model=smollm2_135m, which needs no hub."

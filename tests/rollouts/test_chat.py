@@ -14,11 +14,14 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoTokenizer
 
 import configs
+from envs.data import open_source
+from envs.domain import load_domain
 from envs.errors import TaudojoError
 from envs.types import GREETING, Action, AgentTurn, Message
 from rollouts.chat import ChatConfig, ChatFormat
 from rollouts.chatml import chat_template
 from rollouts.parsers import get_parser
+from rollouts.prompts import render_observation, system_prompt
 from training.models import ensure_model
 
 MODELS = Path(configs.__file__).parent / "model"
@@ -257,3 +260,28 @@ def test_every_model_config_has_the_same_keys_a_valid_chat_and_a_known_parser():
         assert set(config["chat"]) == set(ChatConfig.model_fields)
         ChatConfig(**config["chat"])
         assert get_parser(config["tool_parser"]).name == config["tool_parser"]
+
+
+TAU2 = Path(__file__).parents[2] / "../shared/tau2"
+
+
+@pytest.mark.skipif(not TAU2.is_dir(), reason="the τ² data is not beside this checkout")
+def test_the_prompt_is_short_with_a_call_to_copy_or_official_with_schemas(chatml: ChatFormat):
+    domain = load_domain("retail", open_source("path", TAU2))
+    parser = get_parser("hermes")
+    text, tools = system_prompt(domain, "compact", parser)
+    assert tools is None
+    assert parser.parse(text).actions == (Action("tool", {"argument": "value"}),)
+    assert len(chatml.opening(text, tools, [])) < 500
+    text, tools = system_prompt(domain, "official", parser)
+    assert domain.policy in text
+    assert tools is not None
+    assert len(tools) == len(domain.tool_schemas) >= 16
+
+
+def test_a_compact_observation_is_short_and_an_official_one_is_what_the_tool_said():
+    result = Message("tool", '{"gift card": "123", "mug": "456"}', action=Action("list_all_product_types"))
+    assert render_observation(result, "official") == result.content
+    assert render_observation(result, "compact") == "gift card 123, mug 456"
+    refused = Message("tool", "Error: the tool call is not closed", error=True)
+    assert render_observation(refused, "compact") == refused.content
