@@ -21,6 +21,7 @@ class KnownModel:
     name: str
     path: str | None  # a hub id or folder; None for a model inside a package of the package index
     about: str  # the file's first comment
+    memory: str
 
 
 def known_models() -> list[KnownModel]:
@@ -41,7 +42,7 @@ def known_models() -> list[KnownModel]:
             about = next(
                 (line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line), ""
             )
-            models.append(KnownModel(file.name.removesuffix(".yaml"), raw.get("path"), about))
+            models.append(KnownModel(file.name.removesuffix(".yaml"), raw.get("path"), about, raw.get("memory", "")))
     return models
 
 
@@ -54,8 +55,9 @@ def print_models() -> None:
     table.add_column("name", no_wrap=True)
     table.add_column("comes from")
     table.add_column("about")
+    table.add_column("memory")
     for model in known_models():
-        table.add_row(model.name, model.path or _packaged(model.name), model.about)
+        table.add_row(model.name, model.path or _packaged(model.name), model.about, model.memory)
     Console().print(table)
 
 
