@@ -17,10 +17,13 @@ from statistics import median_low
 from typing import Any
 
 from envs.data import open_source
-from envs.domain import Domain, load_domain
+from envs.domain import Domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import sample_tasks, task_users
-from envs.types import Task
+from rollouts.chat import ChatConfig
+from rollouts.episode import EpisodeLimits
+from rollouts.trajectory import EpisodeRequest
+from rollouts.worker import WorldConfig
 
 PHASES = ("rollout_s", "reward_s", "update_s", "sync_s")
 
@@ -30,7 +33,7 @@ class Workload:
     """GRPO steps of `tasks` × `samples` episodes, each step on tasks of its own. Lengths in tokens.
 
     `chat` and `reward` are the mappings of the configuration, `tool_parser` its name. `max_new_tokens` holds for one turn,
-    `max_model_len` for a whole episode.
+    `max_model_len` for a whole episode. No episode is ended by the clock.
     """
 
     model_path: str
@@ -63,12 +66,45 @@ class Workload:
         """Episodes of one step."""
         return self.tasks * self.samples
 
-    def domain(self) -> Domain:
-        return load_domain("retail", open_source("packaged"))
+    def world(self) -> WorldConfig:
+        """Retail with the compact prompt and the scripted customer."""
+        limits = EpisodeLimits(
+            max_model_len=self.max_model_len,
+            max_turn_tokens=self.max_new_tokens,
+            max_steps=self.max_turns,
+            deadline_s=float("inf"),
+        )
+        return WorldConfig(
+            model_path=self.model_path,
+            domain="retail",
+            source=open_source("packaged"),
+            chat=ChatConfig.model_validate(self.chat),
+            parser=self.tool_parser,
+            style="compact",
+            reward=dict(self.reward),
+            limits=limits,
+        )
 
-    def task_list(self, domain: Domain) -> list[Task]:
-        """The tasks of all steps, `tasks` for each; the same in every process. No customer of the official test tasks."""
-        return sample_tasks(domain, self.tasks * self.steps, self.seed, exclude_users=task_users(domain, domain.tasks("test")))
+    def requests(self, domain: Domain) -> list[list[EpisodeRequest]]:
+        """The episodes of every step, samples of a task side by side; the same in every process.
+
+        No customer of the official test tasks appears.
+        """
+        official = task_users(domain, domain.tasks("test"))
+        tasks = sample_tasks(domain, self.tasks * self.steps, self.seed, exclude_users=official)
+        episodes = [
+            EpisodeRequest(
+                task,
+                seed=self.seed + 1000 * number + sample,
+                stage="benchmark",
+                step=number // self.tasks,
+                group=number % self.tasks,
+                temperature=self.temperature,
+            )
+            for number, task in enumerate(tasks)
+            for sample in range(self.samples)
+        ]
+        return [episodes[start : start + self.episodes] for start in range(0, len(episodes), self.episodes)]
 
 
 @dataclass(frozen=True)

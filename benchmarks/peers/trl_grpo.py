@@ -1,9 +1,9 @@
 """GRPO steps in TRL's GRPOTrainer, on our environment: one side of `benchmarks.grpo`, a process of its own.
 
 `rollout_func` plays whole conversations (TRL's `environment_factory` would end one at the first turn without a call) with the
-same Env, ChatFormat, parser and reward as ours. Each turn is one `GRPOTrainer._generate_single_turn` over the episodes that
-still run: TRL's own Hugging Face `generate`, left-padded, the call that its tool loop makes. TRL's vLLM mode does not start on
-CPU as shipped, so mode is "hf".
+same coroutine as ours, `rollouts.episode.play`. All episodes that still run take their turn together: one
+`GRPOTrainer._generate_single_turn`, TRL's own left-padded Hugging Face `generate`, the call that its tool loop makes. TRL's vLLM
+mode does not start on CPU as shipped, so the mode is "hf".
 
 What was chosen in TRL's favour:
 - weights in bfloat16 (its default, float32, is several times slower on CPUs with bf16 units; ours keeps float32 masters);
@@ -15,23 +15,26 @@ Tokens that the environment wrote are masked by `env_mask`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload, say, side_main
 from envs.env import Env
 from envs.errors import TaudojoError
-from envs.types import Message, StopReason
-from envs.users.scripted import ScriptedUser
-from rewards.compose import build_reward
-from rollouts.chat import ChatConfig, ChatFormat
-from rollouts.parsers import get_parser
-from rollouts.prompts import render_observation, system_prompt
+from envs.types import Task, Transcript
+from rewards.breakdown import RewardBreakdown
+from rollouts.engines.base import Generation, SamplingParams
+from rollouts.episode import World, play
+from rollouts.lockstep import LockStep
+from rollouts.trajectory import EpisodeRequest, Trajectory
+from rollouts.worker import build_world
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -42,83 +45,100 @@ MODE = "hf"
 MICRO_BATCH = 4
 
 
-@dataclass
-class Episode:
-    """A conversation and its tokens. `mask` is 1 where the policy wrote, one entry per id of `completion`."""
+class TurnEngine:
+    """A GRPOTrainer as `LockStep` wants an engine: requests gather between `pause` and `resume` and run as one batch."""
 
-    env: Env
-    prompt: list[int]
-    completion: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
+    weight_version = 0
 
-    @property
-    def ids(self) -> list[int]:
-        return self.prompt + self.completion
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+        self._asked: list[tuple[list[int], SamplingParams, asyncio.Future[Generation]]] = []
+        self._turns = 0
 
-    def append(self, ids: Sequence[int], sampled: bool) -> None:
-        self.completion += ids
-        self.mask += [int(sampled)] * len(ids)
+    async def pause(self) -> None:
+        self._asked = []
+
+    async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
+        future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
+        self._asked.append((list(token_ids), params, future))
+        return await future
+
+    async def resume(self) -> None:
+        start = time.perf_counter()
+        prompts = [ids for ids, _, _ in self._asked]
+        sampled, _ = self._trainer._generate_single_turn(prompts, None, {}, self._trainer.num_generations)
+        for ids, (_, params, future) in zip(sampled, self._asked, strict=True):
+            ids = ids[: params.max_tokens]  # the batch stops at one limit for all rows
+            finish = "stop" if ids[-1] in params.stop_token_ids else "length"
+            future.set_result(Generation(ids, [0.0] * len(ids), finish))
+        self._turns += 1
+        say(f"TRL: turn {self._turns}, {len(prompts)} episodes, {time.perf_counter() - start:.1f} s")
 
 
 class Player:
-    """Plays the episodes of a step; `play` is TRL's rollout_func, `score` its reward function."""
+    """Plays and scores the episodes of a step: `play` is TRL's rollout_func, `score` its reward function."""
 
-    def __init__(self, workload: Workload, chat: ChatFormat) -> None:
-        self.workload = workload
-        self.chat = chat
-        self.domain = workload.domain()
-        self.tasks = {task.id: task for task in workload.task_list(self.domain)}
-        self.parser = get_parser(workload.tool_parser, chat.tokenizer)
-        self.system, self.tools = system_prompt(self.domain, "compact", self.parser)
-        self.reward = build_reward(workload.reward)
+    def __init__(self, workload: Workload, world: World) -> None:
+        if world.chat.splits:
+            raise TaudojoError(
+                "TRL trains on one sequence per episode, and this chat template cannot grow one; set chat.history=sampled."
+            )
+        self.world = replace(world, reward_fn=self._timed_reward)
+        self.steps = workload.requests(world.domain)
         self.watch = Stopwatch()
-        self.episodes: list[Episode] = []
+        self.trajectories: list[Trajectory] = []
+        self._reward_fn = world.reward_fn
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The prompts of TRL's dataset, one for each task, in the order of the steps."""
+        return list(dict.fromkeys(request.task.id for requests in self.steps for request in requests))
 
     def play(self, task_ids: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """One episode per entry; TRL repeats each task as often as its group has samples."""
-        with self.watch("rollout_s"):
-            self.episodes = [self._begin(task_id) for task_id in task_ids]
-            running, turn = self.episodes, 0
-            while running := [episode for episode in running if not episode.env.done]:
-                start, turn = time.perf_counter(), turn + 1
-                sampled, _ = trainer._generate_single_turn([e.ids for e in running], None, {}, trainer.num_generations)
-                for episode, ids in zip(running, sampled, strict=True):
-                    self._take_turn(episode, ids)
-                say(f"TRL: turn {turn}, {len(running)} episodes, {time.perf_counter() - start:.1f} s")
+        """`task_ids` has one entry per episode: TRL repeats a task as often as its group has samples."""
+        requests = self.steps[trainer.state.global_step]
+        assert [request.task.id for request in requests] == list(task_ids), "TRL asks for other tasks than this step's"
+        start = time.perf_counter()
+        self.trajectories = asyncio.run(self._play(requests, trainer))
+        self.watch.seconds["rollout_s"] += time.perf_counter() - start - self.watch.seconds["reward_s"]
+        rows = [_row(trajectory) for trajectory in self.trajectories]
         return {
-            "prompt_ids": [episode.prompt for episode in self.episodes],
-            "completion_ids": [episode.completion for episode in self.episodes],
+            "prompt_ids": [prompt for prompt, _, _ in rows],
+            "completion_ids": [completion for _, completion, _ in rows],
             "logprobs": None,
-            "env_mask": [episode.mask for episode in self.episodes],
-            "episode": self.episodes,
+            "env_mask": [mask for _, _, mask in rows],
+            "episode_reward": [trajectory.reward.total for trajectory in self.trajectories],
         }
 
-    def score(self, prompts: Sequence[str], episode: Sequence[Episode], **_: object) -> list[float]:
+    def score(self, prompts: Sequence[str], episode_reward: Sequence[float], **_: object) -> list[float]:
+        """The rewards, which `play` has already computed."""
+        return list(episode_reward)
+
+    async def _play(self, requests: Sequence[EpisodeRequest], trainer: GRPOTrainer) -> list[Trajectory]:
+        turns = LockStep(TurnEngine(trainer), len(requests))
+
+        async def one(number: int, request: EpisodeRequest) -> Trajectory:
+            try:
+                return await play(request, self.world, partial(turns.generate, number))
+            finally:
+                turns.leave(number)
+
+        return list(await asyncio.gather(*(one(number, request) for number, request in enumerate(requests))))
+
+    def _timed_reward(self, task: Task, transcript: Transcript, env: Env) -> RewardBreakdown:
         with self.watch("reward_s"):
-            return [self.reward(e.env.task, e.env.transcript, e.env).total for e in episode]
+            return self._reward_fn(task, transcript, env)
 
-    def _begin(self, task_id: str) -> Episode:
-        env = Env(self.domain, self.tasks[task_id], ScriptedUser(), max_steps=self.workload.max_turns)
-        return Episode(env, self.chat.opening(self.system, self.tools, self._seen(env.reset())))
 
-    def _take_turn(self, episode: Episode, sampled: Sequence[int]) -> None:
-        """Append the turn and what answers it; an episode without room for another turn ends here."""
-        sampled = sampled[: self.workload.max_model_len - len(episode.ids)]
-        episode.append(sampled, sampled=True)
-        answer = episode.env.step(self.parser.parse(self.chat.decode(sampled)))
-        if episode.env.done:
-            return
-        glue = self.chat.close(sampled) + self.chat.extend(self._seen(answer))
-        if len(episode.ids) + len(glue) >= self.workload.max_model_len:
-            episode.env.interrupt(StopReason.CONTEXT_FULL)
-        else:
-            episode.append(glue, sampled=False)
-
-    def _seen(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages as the policy reads them."""
-        return [
-            Message(m.role, render_observation(m, "compact", self.domain.name), m.actions, m.action, m.error) for m in messages
-        ]
+def _row(trajectory: Trajectory) -> tuple[list[int], list[int], list[int]]:
+    """Prompt, completion, and the completion's mask, 1 where the policy wrote."""
+    (segment,) = trajectory.segments
+    if not segment.sampled:
+        raise TaudojoError(
+            f"The prompt of task {trajectory.transcript.task_id} has {len(segment.token_ids)} tokens; raise --max-model-len."
+        )
+    start = segment.loss_mask.index(True)
+    return segment.token_ids[:start], segment.token_ids[start:], [int(own) for own in segment.loss_mask[start:]]
 
 
 def run(workload: Workload) -> Figures:
@@ -126,15 +146,11 @@ def run(workload: Workload) -> Figures:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     start = time.perf_counter()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    tokenizer = AutoTokenizer.from_pretrained(workload.model_path, padding_side="left")
-    parser = get_parser(workload.tool_parser, tokenizer)
-    chat = ChatFormat(tokenizer, ChatConfig.model_validate(workload.chat), parser)
-    if chat.splits:
-        raise TaudojoError("TRL trains one sequence per episode, and this chat template cannot grow; set chat.history=sampled.")
-    player = Player(workload, chat)
+    player = Player(workload, build_world(workload.world()))
+    chat = player.world.chat
     model = AutoModelForCausalLM.from_pretrained(workload.model_path, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.generation_config.eos_token_id = chat.stop_token_ids
 
@@ -149,11 +165,11 @@ def run(workload: Workload) -> Figures:
 
         def on_step_end(self, *_: object, **__: object) -> None:
             steps.append(step_figures(player, time.perf_counter() - self.start))
-            say(describe(player.episodes, steps[-1]))
+            say(describe(player.trajectories, steps[-1]))
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(workload, player, model, tokenizer, folder, Meter())
-        _warm_up(trainer, player)
+        trainer = _trainer(workload, player, model, folder, Meter())
+        _warm_up(trainer)
         setup_s = time.perf_counter() - start
         say(f"TRL: ready in {setup_s:.0f} s")
         trainer.train()
@@ -165,9 +181,9 @@ def step_figures(player: Player, step_s: float) -> StepFigures:
     seconds = player.watch.seconds
     return StepFigures(
         step_s=step_s,
-        tokens=sum(len(episode.ids) for episode in player.episodes),
-        sampled_tokens=sum(sum(episode.mask) for episode in player.episodes),
-        episodes=len(player.episodes),
+        tokens=sum(trajectory.tokens for trajectory in player.trajectories),
+        sampled_tokens=sum(trajectory.sampled_tokens for trajectory in player.trajectories),
+        episodes=len(player.trajectories),
         rollout_s=seconds["rollout_s"],
         reward_s=seconds["reward_s"],
         update_s=step_s - seconds["rollout_s"] - seconds["reward_s"],
@@ -175,12 +191,13 @@ def step_figures(player: Player, step_s: float) -> StepFigures:
     )
 
 
-def describe(episodes: Sequence[Episode], step: StepFigures) -> str:
+def describe(trajectories: Sequence[Trajectory], step: StepFigures) -> str:
     """One line about a step."""
-    ends = Counter(str(episode.env.stop_reason) for episode in episodes)
+    ends = Counter(str(trajectory.transcript.stop_reason) for trajectory in trajectories)
+    mean = sum(trajectory.reward.total for trajectory in trajectories) / len(trajectories)
     return (
         f"TRL: step of {step.episodes} episodes, {step.tokens} tokens ({step.sampled_tokens} sampled) in {step.step_s:.1f} s "
-        f"(rollout {step.rollout_s:.1f}, update {step.update_s:.1f}); ended by "
+        f"(rollout {step.rollout_s:.1f}, update {step.update_s:.1f}); mean reward {mean:.2f}; ended by "
         + ", ".join(f"{reason} {n}" for reason, n in sorted(ends.items()))
     )
 
@@ -190,17 +207,17 @@ def micro_batch(episodes: int, most: int = MICRO_BATCH) -> int:
     return max(rows for rows in range(1, most + 1) if episodes % rows == 0)
 
 
-def _trainer(workload: Workload, player: Player, model: Any, tokenizer: Any, folder: str, meter: Any) -> GRPOTrainer:
+def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter: Any) -> GRPOTrainer:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     rows = micro_batch(workload.episodes)
     return GRPOTrainer(
         model=model,
-        processing_class=tokenizer,
+        processing_class=player.world.chat.tokenizer,
         reward_funcs=player.score,
         rollout_func=player.play,
-        train_dataset=Dataset.from_dict({"prompt": list(player.tasks)}),
+        train_dataset=Dataset.from_dict({"prompt": player.task_ids}),
         callbacks=[meter],
         args=GRPOConfig(
             output_dir=folder,
@@ -225,13 +242,12 @@ def _trainer(workload: Workload, player: Player, model: Any, tokenizer: Any, fol
     )
 
 
-def _warm_up(trainer: GRPOTrainer, player: Player) -> None:
+def _warm_up(trainer: GRPOTrainer) -> None:
     """A few tokens, so that what is built on first use is not measured."""
     import torch
 
-    episode = player._begin(next(iter(player.tasks)))
     model = trainer.model
-    ids = torch.tensor([episode.prompt], device=model.device)
+    ids = torch.full((2, 64), 1, device=model.device)
     with torch.no_grad():
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)
 

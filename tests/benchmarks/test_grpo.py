@@ -14,6 +14,8 @@ from benchmarks import grpo
 from benchmarks.grpo import compare, ensure_checkpoint, parse_arguments, run_side
 from benchmarks.peers.trl_grpo import micro_batch
 from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload
+from envs.data import open_source
+from envs.domain import load_domain
 from envs.errors import TaudojoError
 
 STEP = StepFigures(
@@ -75,12 +77,15 @@ def test_a_workload_that_cannot_be_played_says_which_argument_is_wrong(change: d
         replace(WORK, **change)
 
 
-def test_both_sides_get_the_same_tasks_with_new_ones_for_each_step():
-    work = replace(WORK, tasks=4, steps=2)
-    domain = work.domain()
-    tasks = work.task_list(domain)
-    assert [task.id for task in tasks] == [task.id for task in work.task_list(domain)]
-    assert len({task.id for task in tasks}) == 8
+def test_every_step_has_new_tasks_and_every_process_gets_the_same():
+    work = replace(WORK, tasks=4, samples=3, steps=2)
+    domain = load_domain("retail", open_source("packaged"))
+    steps = work.requests(domain)
+    assert steps == work.requests(domain)
+    assert [len(requests) for requests in steps] == [12, 12]
+    assert [request.group for request in steps[1]] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert len({request.task.id for requests in steps for request in requests}) == 8
+    assert len({request.seed for requests in steps for request in requests}) == 24
 
 
 def test_the_micro_batch_divides_the_episodes():
@@ -127,6 +132,8 @@ def test_an_unknown_model_config_names_the_known_ones(capsys: pytest.CaptureFixt
 FAKE_SIDE = """
 import sys, time
 from benchmarks.workload import Figures, StepFigures, side_main
+from envs.data import open_source
+from envs.domain import load_domain
 from envs.errors import TaudojoError
 
 def run(workload):

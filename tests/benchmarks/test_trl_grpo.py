@@ -3,97 +3,119 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from benchmarks.peers.trl_grpo import Player, describe, step_figures
 from benchmarks.workload import Workload
-from envs.retail.expert import GoldAgent
+from envs.errors import TaudojoError
 from envs.types import StopReason
-from rollouts.chat import ChatConfig, ChatFormat
+from rollouts.episode import World
+from rollouts.trajectory import Trajectory
+from rollouts.worker import build_world
 from training.models import ensure_model
-
-WORK = Workload(
-    model_path="unused",
-    chat={"format": "chatml", "tool_tags": False},
-    tool_parser="hermes",
-    reward={"official": {"weight": 1.0}},
-    tasks=4,
-    samples=2,
-    max_new_tokens=256,
-    max_model_len=4096,
-)
 
 
 class GoldTrainer:
-    """Stands where a GRPOTrainer stands; its samples are the gold agent's turns, cut at `longest` tokens."""
+    """Stands where a GRPOTrainer stands; its samples are the expert's turns, found by the prompt they follow."""
 
-    def __init__(self, longest: int = 10_000) -> None:
+    def __init__(self, gold: list[list[int]], masks: list[list[bool]]) -> None:
         self.num_generations = 2
-        self.longest = longest
-        self.player: Player
+        self.state = SimpleNamespace(global_step=0)
+        self._next: dict[tuple[int, ...], list[int]] = {}
+        self.batches: list[int] = []
+        for ids, mask in zip(gold, masks, strict=True):
+            for start in (i for i in range(1, len(ids)) if mask[i] and not mask[i - 1]):
+                end = next((i for i in range(start, len(ids)) if not mask[i]), len(ids))
+                self._next[tuple(ids[:start])] = ids[start:end]
 
     def _generate_single_turn(self, prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
-        running = [episode for episode in self.player.episodes if not episode.env.done]
-        assert [episode.ids for episode in running] == prompts
-        turns = [GoldAgent(e.env.domain, e.env.task).next_turn(e.env.transcript) for e in running]
-        return [self.player.chat.assistant(turn)[: self.longest] for turn in turns], None
+        self.batches.append(len(prompts))
+        return [self._next[tuple(prompt)] for prompt in prompts], None
 
 
 @pytest.fixture(scope="module")
-def chat() -> ChatFormat:
-    return ChatFormat(AutoTokenizer.from_pretrained(ensure_model("smollm2_135m")), ChatConfig.model_validate(WORK.chat))
+def work() -> Workload:
+    return Workload(
+        model_path=str(ensure_model("smollm2_135m")),
+        chat={"format": "chatml", "tool_tags": False},
+        tool_parser="hermes",
+        reward={"official": {"weight": 1.0}},
+        samples=2,
+        max_new_tokens=256,
+        max_model_len=4096,
+    )
 
 
-def play(player: Player, trainer: GoldTrainer) -> dict[str, Any]:
-    trainer.player = player
-    return player.play([task_id for task_id in player.tasks for _ in range(2)], trainer)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def world(work: Workload) -> World:
+    return build_world(work.world())
 
 
-def test_gold_turns_are_played_to_the_end_and_rewarded(chat: ChatFormat):
-    player = Player(WORK, chat)
-    output = play(player, GoldTrainer())
-    assert player.score(prompts=[], episode=output["episode"], completions=[]) == [1.0] * 8
-    assert {episode.env.stop_reason for episode in player.episodes} == {StopReason.USER_STOP}
-    assert "user_stop 8" in describe(player.episodes, step_figures(player, 2.0))
+async def gold_trajectories(player: Player) -> list[Trajectory]:
+    from rollouts.episode import play
+
+    async def nobody(*_: Any) -> Any:
+        raise AssertionError("the expert plays")
+
+    return [await play(replace(request, policy="gold"), player.world, nobody) for request in player.steps[0]]
 
 
-def test_only_what_the_policy_wrote_is_trained_on(chat: ChatFormat):
-    player = Player(WORK, chat)
-    output = play(player, GoldTrainer())
-    for episode, ids, mask in zip(player.episodes, output["completion_ids"], output["env_mask"], strict=True):
-        written = chat.decode([token for token, own in zip(ids, mask, strict=True) if own])
-        said = [m for m in episode.env.transcript.messages[1:] if m.role == "assistant"]
-        assert written.count("<|im_end|>") == len(said)
-        assert [player.parser.parse(text).actions for text in written.split("<|im_end|>")[:-1]] == [m.actions for m in said]
-        assert ids[-1] in chat.stop_token_ids  # nothing is appended after the last turn
+@pytest.fixture(scope="module")
+def played(work: Workload, world: World) -> tuple[Player, dict[str, Any], GoldTrainer, list[Trajectory]]:
+    import asyncio
+
+    player = Player(work, world)
+    gold = asyncio.run(gold_trajectories(player))
+    trainer = GoldTrainer([t.segments[0].token_ids for t in gold], [t.segments[0].loss_mask for t in gold])
+    output = player.play([request.task.id for request in player.steps[0]], trainer)  # type: ignore[arg-type]
+    return player, output, trainer, gold
 
 
-def test_the_tokens_are_the_conversation_rendered_at_once(chat: ChatFormat):
-    player = Player(WORK, chat)
-    play(player, GoldTrainer())
-    episode = player.episodes[0]
-    *history, last = episode.env.transcript.messages[:-1]  # the customer's goodbye is seen by nobody
-    before_last = chat.opening(player.system, player.tools, player._seen(history))
-    assert episode.ids[: len(before_last)] == before_last
-    assert last.role == "assistant"
+def test_gold_turns_are_played_to_the_end_and_rewarded(played: Any):
+    player, output, _, _ = played
+    assert player.score(prompts=[], episode_reward=output["episode_reward"], completions=[]) == [1.0] * 8
+    assert "user_stop 8" in describe(player.trajectories, step_figures(player, 2.0))
 
 
-def test_a_full_context_ends_the_episode_within_the_limit(chat: ChatFormat):
-    player = Player(replace(WORK, max_model_len=700), chat)
-    play(player, GoldTrainer())
-    assert all(len(episode.ids) <= 700 for episode in player.episodes)
-    assert StopReason.CONTEXT_FULL in {episode.env.stop_reason for episode in player.episodes}
+def test_all_running_episodes_take_their_turn_in_one_batch(played: Any):
+    _, _, trainer, gold = played
+    turns = [sum(m.role == "assistant" for m in t.transcript.messages) - 1 for t in gold]  # the greeting is no turn
+    assert trainer.batches == [sum(n > turn for n in turns) for turn in range(max(turns))]
 
 
-def test_the_phases_of_a_step_add_up(chat: ChatFormat):
-    player = Player(WORK, chat)
-    output = play(player, GoldTrainer())
-    player.score(prompts=[], episode=output["episode"])
-    step = step_figures(player, 10.0)
-    assert step.rollout_s + step.reward_s + step.update_s + step.sync_s == pytest.approx(10.0)
+def test_trl_gets_the_trajectory_cut_at_the_first_sampled_token(played: Any):
+    _, output, _, gold = played
+    rows = zip(output["prompt_ids"], output["completion_ids"], output["env_mask"], gold, strict=True)
+    for prompt, completion, mask, trajectory in rows:
+        (segment,) = trajectory.segments
+        assert prompt + completion == segment.token_ids
+        assert [False] * len(prompt) + [own == 1 for own in mask] == segment.loss_mask
+        assert mask[0] == 1
+
+
+def test_the_phases_of_a_step_add_up(played: Any):
+    player, output, _, _ = played
+    step = step_figures(player, 1000.0)
+    assert step.rollout_s + step.reward_s + step.update_s + step.sync_s == pytest.approx(1000.0)
+    assert 0 < step.reward_s < step.rollout_s < step.update_s
     assert step.tokens == sum(len(p) + len(c) for p, c in zip(output["prompt_ids"], output["completion_ids"], strict=True))
     assert 0 < step.sampled_tokens < step.tokens
     assert step.episodes == 8
+
+
+def test_a_turn_is_cut_where_the_context_ends(work: Workload, world: World, played: Any):
+    _, _, trainer, _ = played
+    player = Player(work, replace(world, limits=replace(world.limits, max_model_len=600)))
+    output = player.play([request.task.id for request in player.steps[0]], trainer)
+    assert {t.transcript.stop_reason for t in player.trajectories} == {StopReason.CONTEXT_FULL}
+    assert all(len(mask) == len(ids) > 0 for mask, ids in zip(output["env_mask"], output["completion_ids"], strict=True))
+
+
+def test_a_prompt_that_fills_the_context_is_an_error(work: Workload, world: World, played: Any):
+    _, _, trainer, _ = played
+    player = Player(work, replace(world, limits=replace(world.limits, max_model_len=100)))
+    with pytest.raises(TaudojoError, match="raise --max-model-len"):
+        player.play([request.task.id for request in player.steps[0]], trainer)
