@@ -18,18 +18,18 @@ fail() {
 [ -f "$lock" ] || fail "PLATFORM=$platform is unknown; take cpu or gpu."
 
 # --- Python -----------------------------------------------------------------------------------------------------------------
-suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
+suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
 
 if [ -n "${PYTHON:-}" ]; then
-    suits "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11 or 3.12."
+    suits "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11, 3.12 or 3.13."
 else
-    for candidate in python3.12 python3.11 python3; do
+    for candidate in python3.11 python3.12 python3.13 python3; do
         if suits "$candidate"; then
             PYTHON=$candidate
             break
         fi
     done
-    [ -n "${PYTHON:-}" ] || fail "Python 3.11 or 3.12 is needed and none is on the PATH; install it, or name it: make setup PYTHON=/path/to/python3.11"
+    [ -n "${PYTHON:-}" ] || fail "Python 3.11, 3.12 or 3.13 is needed and none is on the PATH; install it, or name it: make setup PYTHON=/path/to/python3.11"
 fi
 
 # --- uv or pip --------------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ if [ -e "$venv/.installing" ]; then
     rm -rf "$venv"
 elif [ -e "$venv" ] && ! suits "$venv/bin/python"; then
     [ -e "$venv/pyvenv.cfg" ] || fail "$venv is in the way and is not a Python environment; move it, or choose another: make setup VENV=.venv2"
-    echo "setup: $venv has no working Python 3.11 or 3.12; making it anew"
+    echo "setup: $venv has no working Python 3.11, 3.12 or 3.13; making it anew"
     rm -rf "$venv"
 fi
 

@@ -65,9 +65,9 @@ def run_checks(network: bool = False) -> list[Check]:
 
 def check_python() -> Check:
     version = platform.python_version()
-    if (3, 11) <= sys.version_info[:2] < (3, 13):
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
         return Check("python", "ok", f"{version} in {sys.prefix}")
-    return Check("python", "fail", version, "use Python 3.11 or 3.12: make setup PYTHON=python3.11")
+    return Check("python", "fail", version, "use Python 3.11, 3.12 or 3.13: make setup PYTHON=python3.11")
 
 
 def check_packages(gpu: bool) -> Iterator[Check]:
