@@ -67,8 +67,8 @@ def _packaged(name: str) -> str:
 
 
 def print_data() -> None:
-    table = Table(box=box.SIMPLE, title="τ² data: env.data.kind=packaged|path|fetch", title_justify="left")
-    table.add_column("kind", no_wrap=True)
+    table = Table(box=box.SIMPLE, title="τ² data: env.data.source=packaged|path|fetch", title_justify="left")
+    table.add_column("source", no_wrap=True)
     table.add_column("what it is")
     table.add_row(
         "packaged", "the τ² data inside the inspect-evals wheel of the package index, sha256 checked (taudojo data get)"

@@ -195,7 +195,7 @@ def test_ray_that_does_not_start_in_time_ends_the_job_with_a_sentence(start_clus
 
 
 def test_the_smoke_experiment_runs_under_slurm(start_cluster: Callable[[int], Cluster], tmp_path: Path):
-    status, output = start_cluster(1).sbatch(EXPERIMENT="smoke", OVERRIDES=f"output={tmp_path}/run tracking=none")
+    status, output = start_cluster(1).sbatch(EXPERIMENT="smoke", OVERRIDES=f"output_dir={tmp_path}")
     assert status == 0, output
-    assert (tmp_path / "run" / "summary.json").is_file()
+    assert len(list(tmp_path.glob("smoke-*/summary.json"))) == 1
     assert_nothing_is_left(output)
