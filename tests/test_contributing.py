@@ -16,6 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "rewards", "rollouts", "training", "configs")
 RECIPES = dict(re.findall(r"^## (Add .+?)\n(.+?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL))
+TESTS = {
+    "Add a domain": "library.py",
+    "Add a reward": "brevity.py",
+    "Add an engine": "count_engine.py",
+    "Add a stage": "polish.py",
+}
 BLOCK = re.compile(r"^```(python|diff)\n# (\S+)\n(.+?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,29 +33,26 @@ def change(text: str, diff: str) -> str:
     return text.replace(old, new)
 
 
-def test_every_kind_of_extension_has_its_recipe():
-    assert list(RECIPES) == ["Add a domain", "Add a reward", "Add an engine"]
+def test_every_kind_of_extension_has_its_recipe_and_test():
+    assert list(RECIPES) == list(TESTS)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_under_a_page_and_works(tmp_path: Path, name: str):
-    assert len(RECIPES[name].splitlines()) <= 100
+@pytest.mark.parametrize("name", TESTS)
+def test_a_recipe_is_about_a_page_and_works(tmp_path: Path, name: str):
+    recipe = RECIPES[name]
+    assert len([line for line in recipe.splitlines() if line.strip()]) <= 75
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    tests = []
-    for kind, file_name, code in BLOCK.findall(RECIPES[name]):
+    shutil.copy(ROOT / "tests" / "contributing" / TESTS[name], tmp_path)
+    for kind, file_name, code in BLOCK.findall(recipe):
         file = tmp_path / file_name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "diff":
-            file.write_text(change(file.read_text(), code))
-        else:
-            file.write_text(code)
-            tests += [file_name] if file_name.startswith("tests/") else []
-    assert tests, "a recipe brings its test"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        file.write_text(code if kind == "python" else change(file.read_text(), code))
+    run(tmp_path, "pytest", "-p", "no:cacheprovider", TESTS[name])
+    run(tmp_path, "ruff", "check", "--no-cache", *(name for kind, name, _ in BLOCK.findall(recipe) if kind == "python"))
+
+
+def run(folder: Path, module: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    lint = [sys.executable, "-m", "ruff", "check", "--no-cache", *tests, *{file for _, file, _ in BLOCK.findall(RECIPES[name])}]
-    done = subprocess.run(lint, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
