@@ -80,19 +80,53 @@ def test_the_repository_names_no_package_index_but_pytorchs():
     assert wrong == []
 
 
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A Python that starts in `folder`, with our packages on its path."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), RAY_AUTH_MODE="disabled")
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("package", ["envs", "training", "configs"])
 def test_somebody_elses_package_of_the_same_name_is_named_and_stops_the_command(tmp_path: Path, package: str):
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()
-    # A working folder that shadows, as `python -m` sees it; ours are found behind it.
-    command = [sys.executable, "-m", "taudojo", "data"]
-    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    done = python(tmp_path, "-m", "taudojo", "data")  # -m puts the working folder first; ours are found behind it
     assert done.returncode == 2
     assert str(tmp_path / package) in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_command_runs_from_any_folder(tmp_path: Path):
-    command = [sys.executable, "-m", "taudojo", "data"]
-    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    done = python(tmp_path, "-m", "taudojo", "data")
     assert done.returncode == 0, done.stderr
+
+
+def test_training_runs_from_any_folder_as_far_as_reading_its_configuration(tmp_path: Path):
+    done = python(tmp_path, "-m", "training.main", "+experiment=smoky")
+    assert done.returncode == 2
+    assert "smoke" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+RAY_ACTOR = """
+import ray
+
+@ray.remote
+class Actor:
+    def packages(self):
+        import configs, envs, rewards, rollouts, training
+        from envs.identity import ensure_own_packages
+
+        ensure_own_packages()
+        return [module.__file__ for module in (configs, envs, rewards, rollouts, training)]
+
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR")
+print(*ray.get(Actor.remote().packages.remote()), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_actor_finds_our_packages_from_any_folder(tmp_path: Path):
+    (tmp_path / "script.py").write_text(RAY_ACTOR)
+    done = python(tmp_path, "script.py")
+    assert done.returncode == 0, done.stderr
+    assert {Path(line).parents[1] for line in done.stdout.splitlines()} == {ROOT}
