@@ -57,7 +57,5 @@ def evaluate(
         for i, task in enumerate(tasks)
     ]
     trajectories = player.play(requests, on_done)
-    blocks = {
-        name: block([t.metrics for t in trajectories if t.group == number]) for number, name in enumerate(task_sets)
-    }
+    blocks = {name: block([t.metrics for t in trajectories if t.group == number]) for number, name in enumerate(task_sets)}
     return Evaluation(blocks, trajectories)

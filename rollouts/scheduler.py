@@ -59,9 +59,7 @@ class RolloutPool:
         get([a.ready.remote() for a in actors], START_TIMEOUT_S, "the rollout engine to start")
         return cls(actors, max_concurrent, lockstep)
 
-    def play(
-        self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None
-    ) -> list[Trajectory]:
+    def play(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None) -> list[Trajectory]:
         """Plays all requests and returns their trajectories in order."""
         if self._lockstep:
             done: list[Trajectory] = []

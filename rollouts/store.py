@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class TrajectoryStore:
         with temporary.open("w") as file:
             for trajectory in trajectories:
                 file.write(json.dumps(trajectory.to_json(), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        temporary.replace(path)
         return path
 
     def read(self, stage: str, step: int) -> list[Trajectory]:

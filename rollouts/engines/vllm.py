@@ -97,7 +97,8 @@ class VLLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
             enable_prefix_caching=True,
-            # vLLM 0.28 on a CPU cannot take back a seeded request's draw after a partial prefill ("CPU Generator does not use offset").
+            # On a CPU vLLM 0.28 cannot take back a seeded request's draw after a partial prefill and fails with
+            # "CPU Generator does not use offset".
             enable_chunked_prefill=not config.seeded,
             enforce_eager=not config.compile,
             tensor_parallel_size=config.tensor_parallel_size,

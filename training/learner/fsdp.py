@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +51,7 @@ class FSDPLearner:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.compute_dtype = torch_dtype(config.dtype)
         self.policy = self._shard(Policy(model, config.logits_chunk, config.temperature))
+        self._kept: list[Tensor] = []
         self.reset_optimizer()
 
     def _shard(self, policy: Policy) -> Policy:
@@ -112,12 +114,39 @@ class FSDPLearner:
         """Log-probability of each token given those before it; index 0 is 0.0. The loss mask is ignored."""
         out: list[list[float]] = [[] for _ in batch]
         everything = [Sample(s.token_ids, [True] * len(s.token_ids)) for s in batch]
-        for numbers in self._equalised(pack([s.token_ids for s in everything], self.config.micro_batch_tokens, self.config.prefix_tree)):
+        plan = pack([s.token_ids for s in everything], self.config.micro_batch_tokens, self.config.prefix_tree)
+        for numbers in self._equalised(plan):
             samples = [everything[i] for i in numbers] or [_dummy()]
             rows, _, _ = self._predict(samples)
             for i, row in zip(numbers, rows, strict=False):
                 out[i] = [0.0, *row.tolist()]
+        self._reshard()
         return out
+
+    def _reshard(self) -> None:
+        """A forward pass without a backward one leaves the gathered parameters in place; checkpoints need the shards."""
+        for module in self.policy.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def keep_reference(self) -> None:
+        """Copies the present weights (in the compute dtype, this rank's shards) as the reference policy."""
+        self._kept = [_local(p).detach().to(self.compute_dtype, copy=True) for p in self.policy.parameters()]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within the block the model is the reference policy."""
+        present = [_local(p).detach().clone() for p in self.policy.parameters()]
+        self._fill(self._kept)
+        try:
+            yield
+        finally:
+            self._fill(present)
+
+    @torch.no_grad()
+    def _fill(self, shards: Sequence[Tensor]) -> None:
+        for parameter, shard in zip(self.policy.parameters(), shards, strict=True):
+            _local(parameter).copy_(shard)
 
     def _micro_batches(self, batch: Sequence[Sample]) -> Iterator[list[Sample]]:
         """Runs of samples within the token budget; the same number on every rank, filled up with samples without loss."""
@@ -227,10 +256,12 @@ class FSDPLearner:
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         holder = {"model": model, "optimizer": optimizer}
         dcp.load(holder, checkpoint_id=str(folder / "learner"))
-        set_state_dict(
-            self.policy, self.optimizer, model_state_dict=holder["model"], optim_state_dict=holder["optimizer"]
-        )
+        set_state_dict(self.policy, self.optimizer, model_state_dict=holder["model"], optim_state_dict=holder["optimizer"])
         return json.loads((folder / "state.json").read_text())
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _pad(rows: Sequence[Tensor]) -> Tensor:
@@ -251,6 +282,4 @@ def seed_everything(seed: int) -> None:
 def single_process(device: str = "cpu") -> None:
     """Initialises `torch.distributed` for one rank without a network, for scripts and tests without Ray."""
     if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if device.startswith("cuda") else "gloo", store=dist.HashStore(), rank=0, world_size=1
-        )
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -57,7 +57,9 @@ def _chunk_logprobs(
     return logprob, entropy
 
 
-def loss_positions(tree: PrefixTree, masks: list[np.ndarray], tokens: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def loss_positions(
+    tree: PrefixTree, masks: list[np.ndarray], tokens: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Where logits are needed: rows of the predicting tokens `[P]`, target tokens `[P]`, and how many belong to each sample."""
     predictors, targets, counts = [], [], []
     for rows, mask, ids in zip(tree.rows, masks, tokens, strict=True):

@@ -1,0 +1,204 @@
+"""All ranks of the learner as Ray actors in one placement group, behind the verbs of one learner.
+
+learner = LearnerGroup.start(config, world_size=2)
+metrics = learner.update(samples, SFT, lr=1e-4)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from envs.errors import TaudojoError
+from envs.identity import ensure_own_packages
+from rollouts.scheduler import get
+from training.learner.base import LearnerConfig, Sample
+from training.loss import PolicyLossConfig, policy_loss, sft_loss
+
+START_TIMEOUT_S = 300.0
+#: What a batch is trained with: None is the SFT loss.
+LossSpec = PolicyLossConfig | None
+
+
+class LearnerWorker:
+    """One rank: an actor around a backend."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        ensure_own_packages()
+        self.rank, self.world_size = rank, world_size
+
+    def address(self, port: int | None) -> str:
+        """Where the ranks meet: the given port of this node, or a free one."""
+        with socket.socket() as s:
+            try:
+                s.bind(("", port or 0))
+            except OSError as error:
+                raise TaudojoError(f"port {port} is in use; set cluster.rendezvous_port to a free one, or to null") from error
+            return f"tcp://{ray.util.get_node_ip_address()}:{s.getsockname()[1]}"
+
+    def setup(self, config: LearnerConfig, address: str) -> None:
+        import torch.distributed as dist
+
+        from training.learner.fsdp import FSDPLearner
+
+        dist.init_process_group(
+            "nccl" if config.device.startswith("cuda") else "gloo",
+            init_method=address,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=timedelta(minutes=10),
+        )
+        self.learner = FSDPLearner(config)
+
+    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
+        return self.learner.update(batch, sft_loss if loss is None else policy_loss(loss), lr)
+
+    def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
+        if reference:
+            with self.learner.reference():
+                return self.learner.logprobs(batch)
+        return self.learner.logprobs(batch)
+
+    def keep_reference(self) -> None:
+        self.learner.keep_reference()
+
+    def reset_optimizer(self) -> None:
+        self.learner.reset_optimizer()
+
+    def publish(self) -> Any:
+        """Rank 0 returns a reference to the weights as safetensors bytes in Ray's shared memory; the others None."""
+        from safetensors.torch import save
+
+        weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
+        return ray.put(np.frombuffer(save(weights), dtype=np.uint8)) if self.rank == 0 else None
+
+    def save(self, folder: Path, state: Mapping[str, Any]) -> None:
+        self.learner.save(folder, state)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        return self.learner.load(folder)
+
+    def export(self, folder: Path) -> None:
+        """Rank 0 writes `model.safetensors` and the config into `folder`."""
+        from safetensors.torch import save_file
+
+        weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
+        if self.rank == 0:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            config = self.learner.policy.model.config
+            config.dtype = self.learner.compute_dtype
+            config.save_pretrained(folder)
+            self.learner.policy.model.generation_config.save_pretrained(folder)
+
+
+class LearnerGroup:
+    """The learner that stages talk to."""
+
+    def __init__(self, workers: Sequence[Any], group: Any) -> None:
+        self._workers = list(workers)
+        self._group = group
+
+    @classmethod
+    def start(cls, config: LearnerConfig, *, world_size: int = 1, num_gpus: float = 0.0, port: int | None = None) -> LearnerGroup:
+        """Raises TaudojoError when the ranks do not come up in time."""
+        bundle = {"GPU": num_gpus} if num_gpus else {"CPU": 1.0}
+        group = placement_group([bundle] * world_size, strategy="PACK")
+        if not group.wait(START_TIMEOUT_S):
+            remove_placement_group(group)
+            raise TaudojoError(
+                f"Ray has no room for {world_size} learner ranks of {bundle}; lower learner.world_size or cluster sizes"
+            )
+        threads = config.threads or max(1, (os.cpu_count() or 1) // world_size)
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            # Large buffers stay with the process instead of being returned and faulted in again each step.
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+            "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
+        }
+        remote = ray.remote(LearnerWorker)
+        workers = [
+            remote.options(
+                num_cpus=0 if num_gpus else 1,
+                num_gpus=num_gpus,
+                runtime_env={"env_vars": environment},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            ).remote(rank, world_size)
+            for rank in range(world_size)
+        ]
+        address = get(workers[0].address.remote(port), START_TIMEOUT_S, "the learner's first rank")
+        get([w.setup.remote(config, address) for w in workers], START_TIMEOUT_S, "all learner ranks to meet")
+        return cls(workers, group)
+
+    @property
+    def world_size(self) -> int:
+        return len(self._workers)
+
+    def _all(self, verb: str, *arguments: Any) -> list[Any]:
+        """Calls every rank. A rank that dies is an error at once, though the others still wait in a collective."""
+        pending = [getattr(w, verb).remote(*arguments) for w in self._workers]
+        return self._gather(pending, verb)
+
+    def _gather(self, pending: list[Any], verb: str) -> list[Any]:
+        waiting = list(pending)
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            get(done[0], None, f"the learner ({verb})")
+        return ray.get(pending)
+
+    def _shares(self, batch: Sequence[Sample]) -> list[list[Sample]]:
+        """Round-robin by length: ranks get about the same number of tokens."""
+        order = sorted(batch, key=lambda s: -len(s.token_ids))
+        return [list(order[rank :: self.world_size]) for rank in range(self.world_size)]
+
+    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
+        """One optimizer step over the batch; see `Learner.update`. Adds `seconds`."""
+        begin = time.monotonic()
+        shares = self._shares(batch) if self.world_size > 1 else [list(batch)]
+        pending = [w.update.remote(share, loss, lr) for w, share in zip(self._workers, shares, strict=True)]
+        return self._gather(pending, "update")[0] | {"seconds": time.monotonic() - begin}
+
+    def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
+        parts = [list(batch[rank :: self.world_size]) for rank in range(self.world_size)]
+        pending = [w.logprobs.remote(part, reference) for w, part in zip(self._workers, parts, strict=True)]
+        out: list[list[float]] = [[] for _ in batch]
+        for rank, part in enumerate(self._gather(pending, "logprobs")):
+            out[rank :: self.world_size] = part
+        return out
+
+    def keep_reference(self) -> None:
+        """The present weights become the reference policy of `logprobs(reference=True)`."""
+        self._all("keep_reference")
+
+    def reset_optimizer(self) -> None:
+        self._all("reset_optimizer")
+
+    def publish(self) -> Any:
+        """An object reference to the weights (safetensors bytes) that `RolloutPool.load_weights` takes."""
+        return self._all("publish")[0]
+
+    def save(self, folder: Path, state: Mapping[str, Any]) -> None:
+        self._all("save", folder, dict(state))
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        return self._all("load", folder)[0]
+
+    def export(self, folder: Path) -> None:
+        """Writes a Hugging Face model folder (without the tokenizer)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._all("export", folder)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            ray.kill(worker)
+        remove_placement_group(self._group)

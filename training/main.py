@@ -1,0 +1,394 @@
+"""The run: evaluate, SFT, evaluate, GRPO, evaluate, report.
+
+    python -m training.main +experiment=grpo
+    python -m training.main resume=outputs/grpo-20261120-101500
+
+Composes the configuration, starts Ray, one learner and the rollout workers, and goes through the stages that are not done yet.
+Errors that a user can put right end in one sentence and exit status 2; Ctrl-C leaves a resumable state.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from envs.data import open_source
+from envs.domain import load_domain
+from envs.errors import TaudojoError
+from envs.identity import ensure_own_packages
+from training.config import RunConfig, load
+from training.models import resolve_model
+from training.progress import bar, console
+from training.run import Interrupted, RunFolder, StopSignal
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+GIB = 2**30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        ensure_own_packages()
+        config = load(with_device_defaults(overrides))
+        if config.study is not None:
+            from training.stages.study import run_study
+
+            return run_study(config)
+        folder = run(config)
+    except TaudojoError as error:
+        print(f"taudojo: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Interrupted as stopped:
+        print(f"\nstopped; go on with: python -m training.main resume={_shown(Path(str(stopped)))}")
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("\nstopped at once; the newest checkpoint is whole: go on with resume=<run folder>")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+            raise
+        print(f"taudojo: the disk is full ({error.filename or error}); make room, then resume the run", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print_summary(folder)
+    return 0
+
+
+def with_device_defaults(overrides: list[str]) -> list[str]:
+    """Adds `cluster=gpu` where a GPU is present and the user chose no cluster."""
+    import torch
+
+    chosen = any(o.lstrip("+").startswith(("cluster=", "resume=")) for o in overrides)
+    return overrides if chosen or not torch.cuda.is_available() else [*overrides, "cluster=gpu"]
+
+
+def run(config: RunConfig) -> RunFolder:
+    """Runs or resumes; returns the finished folder. Raises Interrupted with the folder's path."""
+    if config.resume:
+        folder, config = RunFolder.resume(Path(config.resume))
+    else:
+        folder = RunFolder.create(config)
+    console.print(f"run folder: {_shown(folder.path)}", soft_wrap=True)
+    session = Session(config, folder)
+    try:
+        with StopSignal() as stop:
+            session.run(stop)
+    except Interrupted as error:
+        raise Interrupted(str(folder.path)) from error
+    finally:
+        session.close()
+    return folder
+
+
+class Session:
+    """One process's work on a run: the parts, started when first needed, and the stages in order."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self._closers = ExitStack()
+        self._pool: Any = None
+        self._learner: Any = None
+
+    def run(self, stop: StopSignal) -> None:
+        """All stages that `state.json` does not list as done."""
+        from rollouts.store import TrajectoryStore
+        from training.tracking import Tracker
+
+        config, folder, state = self.config, self.folder, self.folder.state
+        self.model_path = str(resolve_model(config.model))
+        source = open_source(config.env.data.source, config.env.data.path)
+        self.source = source
+        begin = time.monotonic() - state.seconds.get("total", 0.0)
+        with folder.timed("setup"):
+            check_resources(config)
+            from training.tasks import choose_tasks
+
+            domain = load_domain(config.env.domain, source)
+            self.tasks = choose_tasks(domain, config)
+            tracker = Tracker(folder.path, config.tracking, folder.path.name, config.model_dump(mode="json"))
+            self._closers.callback(tracker.close)
+            self.tracker, self.store = tracker, TrajectoryStore(folder.path / "trajectories")
+            self.start_pool()
+
+        plan = [("eval/before", self.evaluate)]
+        if config.sft.enabled:
+            plan += [("sft", self.sft), ("eval/after_sft", self.evaluate)]
+        if config.grpo.enabled:
+            plan += [("grpo", self.grpo), ("eval/after_grpo", self.evaluate)]
+        plan += [("export", self.export)]
+        for stage, work in plan:
+            if stage in state.done:
+                continue
+            with folder.timed("eval" if stage.startswith("eval/") else stage):
+                work(stage, stop)
+            folder.finish(stage)
+            state.seconds["total"] = round(time.monotonic() - begin, 2)
+            folder.save_state()
+            if stop.raised:
+                raise Interrupted
+        self.report()
+
+    # -- parts
+
+    def start_pool(self) -> None:
+        """Ray and the rollout workers, with the newest weights."""
+        from rollouts.scheduler import RolloutPool
+
+        cluster = self.config.cluster
+        start_ray(self.config)
+        console.print("starting the rollout engine …")
+        self._pool = RolloutPool.start(
+            world_config(self.config, self.model_path, self.source),
+            self.config.engine(self.model_path),
+            workers=cluster.rollout_workers,
+            max_concurrent=self.config.rollout.max_concurrent,
+            num_gpus=cluster.gpus_per_rollout_worker,
+            lockstep=self.config.deterministic,
+        )
+        self._closers.callback(self._pool.close)
+
+    def learner(self) -> Any:
+        """The learner, at the newest checkpoint."""
+        if self._learner is None:
+            from rollouts.worker import build_world
+            from training.learner.group import LearnerGroup
+            from training.sync import WeightSync
+
+            cluster = self.config.cluster
+            threads = (os.cpu_count() or 1) // cluster.learner_world_size if cluster.device == "cpu" else None
+            with self.folder.timed("setup"):
+                self._learner = LearnerGroup.start(
+                    self.config.learner_config(self.model_path, threads and max(1, threads)),
+                    world_size=cluster.learner_world_size,
+                    num_gpus=cluster.gpus_per_learner,
+                    port=cluster.rendezvous_port,
+                )
+                self._closers.callback(self._learner.close)
+                self.world = build_world(world_config(self.config, self.model_path, self.source))
+                newest = self.folder.newest_checkpoint()
+                if newest is not None:
+                    console.print(f"loading {_shown(newest)}")
+                    self._learner.load(newest)
+                self.sync = WeightSync(self._learner, self._pool, self.probe_prompts(), self.config.dtype)
+                if newest is not None:
+                    self.sync.run()
+        return self._learner
+
+    def probe_prompts(self) -> list[list[int]]:
+        """Token rows of gold episodes: the text that the policy will be asked about."""
+        from rollouts.gold import gold_trajectories
+
+        played = gold_trajectories(self.world, self.tasks.sft[:3])
+        return [s.token_ids[:700] for t in played for s in t.segments[:1]]
+
+    # -- stages
+
+    def evaluate(self, stage: str, stop: StopSignal) -> None:
+        from rollouts.evaluate import evaluate
+
+        if stage != "eval/before":
+            self.learner()
+        sets = {"test": self.tasks.test, "heldout": self.tasks.heldout}
+        total = sum(map(len, sets.values()))
+        played = 0
+        with bar(stage, total) as progress_bar:
+
+            def on_done(_: Any) -> None:
+                nonlocal played
+                played += 1
+                progress_bar.update(played, f"{played}/{total} episodes")
+
+            result = evaluate(
+                self._pool,
+                sets,
+                stage=stage,
+                temperature=self.config.evaluate.temperature,
+                seed=self.config.seed,
+                on_done=on_done,
+            )
+        self.store.write(stage, 0, result.trajectories)
+        self.folder.count("evaluation_sampled", sum(t.sampled_tokens for t in result.trajectories))
+        self.tracker.log(stage, 0, result.flat())
+        self.folder.state.blocks[stage.removeprefix("eval/")] = result.blocks
+        for name, block in result.blocks.items():
+            console.print(
+                f"  {stage} {name}: well-formed {block['well_formed']:.2f}  action F1 {block['action_f1']:.2f}  "
+                f"official {block['official_reward']:.2f}  ({block['n']} tasks)"
+            )
+
+    def sft(self, stage: str, stop: StopSignal) -> None:
+        from rollouts.gold import gold_trajectories
+        from training.stages.sft import run_sft, samples_of
+
+        learner = self.learner()
+        samples = samples_of(gold_trajectories(self.world, self.tasks.sft))
+        console.print(f"  {len(samples)} gold episodes, {sum(len(s.token_ids) for s in samples) / len(samples):.0f} tokens each")
+        steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop)
+        self.folder.checkpoint("sft", learner, {"stage": "sft", "step": steps})
+        self.export_model("sft_model")
+        self.sync.run()
+
+    def grpo(self, stage: str, stop: StopSignal) -> None:
+        from training.stages.grpo import Parts, run_grpo
+
+        config, learner = self.config, self.learner()
+        if self.folder.state.step == 0:
+            learner.reset_optimizer()
+        if config.algorithm.kl_coef > 0:
+            learner.keep_reference()
+        steps = run_grpo(
+            config.grpo,
+            config.algorithm,
+            config.seed,
+            self.tasks.grpo,
+            Parts(self._pool, learner, self.sync),
+            self.store,
+            self.folder,
+            self.tracker,
+            stop,
+        )
+        self.folder.checkpoint(f"grpo-{steps:05d}", learner, {"stage": "grpo", "step": steps})
+
+    def export(self, stage: str, stop: StopSignal) -> None:
+        """`final_model` and, the same files where no adapter was trained, `merged_model`."""
+        final = self.export_model("final_model")
+        merged = self.folder.path / "merged_model"
+        shutil.rmtree(merged, ignore_errors=True)
+        shutil.copytree(final, merged, copy_function=_link)
+
+    def export_model(self, name: str) -> Path:
+        """A Hugging Face folder with weights, tokenizer and chat template."""
+        from transformers import AutoTokenizer
+
+        partial, final = self.folder.path / f".{name}.partial", self.folder.path / name
+        shutil.rmtree(partial, ignore_errors=True)
+        self.learner().export(partial)
+        AutoTokenizer.from_pretrained(self.model_path).save_pretrained(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        return final
+
+    def report(self) -> None:
+        from rollouts.report import write_report
+        from training.summary import write_summary
+
+        write_summary(self.folder, self.config, self.source, self.model_path)
+        write_report(self.folder.path)
+
+    def close(self) -> None:
+        self._closers.close()
+        import ray
+
+        ray.shutdown()
+
+
+def world_config(config: RunConfig, model_path: str, source: Any) -> Any:
+    """The plain data from which workers build their world."""
+    from rollouts.worker import WorldConfig
+
+    return WorldConfig(
+        model_path=model_path,
+        domain=config.env.domain,
+        source=source,
+        chat=config.model.chat,
+        parser=config.model.tool_parser,
+        style=config.env.prompt,
+        user=config.user.name,
+        user_settings=config.user.settings,
+        reward=config.reward,
+        limits=config.limits(),
+    )
+
+
+def start_ray(config: RunConfig) -> None:
+    """Joins a cluster, or starts Ray on this machine with room for every actor."""
+    import logging
+
+    import ray
+
+    cluster = config.cluster
+    if ray.is_initialized():
+        return
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster.address:
+        settings["address"] = cluster.address
+    else:
+        # Logical CPUs count actors, not cores: on a laptop engine and learner take turns on the same cores.
+        settings |= {
+            "num_cpus": max(os.cpu_count() or 1, cluster.rollout_workers + cluster.learner_world_size),
+            "object_store_memory": int(cluster.object_store_gib * GIB),
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise TaudojoError(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_resources(config: RunConfig) -> None:
+    """Memory and disk that the run will want, asked for before anything is started."""
+    if config.cluster.address is None and config.cluster.device == "cpu":
+        plan = {"KV cache": config.rollout.kv_cache_gib, "object store": config.cluster.object_store_gib, "models": 5.0}
+        need, free = sum(plan.values()), psutil.virtual_memory().available / GIB
+        if need > free:
+            detail = ", ".join(f"{name} {size:g}" for name, size in plan.items())
+            raise TaudojoError(
+                f"too little memory: the run needs about {need:.1f} GiB ({detail}) and {free:.1f} GiB are free; "
+                "close other programs, or lower rollout.kv_cache_gib"
+            )
+    free_disk = shutil.disk_usage(config.output_dir if Path(config.output_dir).exists() else ".").free / 1e9
+    if free_disk < 5:
+        raise TaudojoError(
+            f"too little disk: checkpoints need about 5 GB and {free_disk:.1f} GB are free in {config.output_dir}; "
+            "make room or set output_dir"
+        )
+
+
+def print_summary(folder: RunFolder) -> None:
+    """The closing table."""
+    table = Table(title="fractions, 0 to 1")
+    for column in ("", "well-formed", "action F1", "exact", "write DB match", "do-nothing", "official"):
+        table.add_column(column)
+    keys = ("well_formed", "action_f1", "action_exact", "write_db_match", "noop_write_db_match", "official_reward")
+    for stage, blocks in folder.state.blocks.items():
+        for name, block in blocks.items():
+            table.add_row(f"{stage} {name}", *(f"{block[k]:.3f}" if block[k] is not None else "–" for k in keys))
+    console.print(table)
+    seconds = folder.state.seconds
+    console.print(
+        "seconds: "
+        + ", ".join(f"{name} {seconds[name]:.0f}" for name in ("setup", "sft", "grpo", "eval", "total") if name in seconds)
+    )
+    console.print(f"report: {_shown(folder.path / 'report.html')}", soft_wrap=True)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+    return target
+
+
+def _shown(path: Path) -> str:
+    """The path as a user would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

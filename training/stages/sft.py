@@ -1,0 +1,89 @@
+"""Supervised fine-tuning on the expert's episodes.
+
+Loss on the policy's own tokens only, batches of whole episodes packed by prefix tree, AdamW with warm-up and a cosine over
+the budget (steps or seconds, whichever is tighter). Kept simple on purpose: no sequence cutting, no padding, no dropout.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollouts.trajectory import Trajectory
+from training.config import SFTSection
+from training.learner.base import Sample
+from training.learner.group import LearnerGroup
+from training.progress import bar
+from training.run import Interrupted, RunFolder, StopSignal
+from training.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a stage is: the greater of its share of steps and of seconds."""
+
+    steps: int | None
+    seconds: float | None
+
+    def progress(self, step: int, seconds: float) -> float:
+        shares = [step / self.steps if self.steps else 0.0, seconds / self.seconds if self.seconds else 0.0]
+        return min(1.0, max(shares))
+
+
+def samples_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
+    """One sample for each token segment."""
+    return [Sample(s.token_ids, s.loss_mask) for t in trajectories for s in t.segments]
+
+
+def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int) -> list[Sample]:
+    """The batch of a step: a seeded permutation per epoch, so the position is the step and nothing else."""
+    size = min(size, len(samples))
+    per_epoch = len(samples) // size
+    order = np.random.default_rng([seed, step // per_epoch]).permutation(len(samples))
+    at = (step % per_epoch) * size
+    return [samples[i] for i in order[at : at + size]]
+
+
+def learning_rate(settings: SFTSection, step: int, progress: float) -> float:
+    """Linear warm-up, then a cosine from `lr` to `lr` × `final_lr`."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    return settings.lr * warm * (settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def run_sft(
+    settings: SFTSection,
+    seed: int,
+    samples: Sequence[Sample],
+    learner: LearnerGroup,
+    folder: RunFolder,
+    tracker: Tracker,
+    stop: StopSignal,
+    stage: str = "sft",
+    schedule: Callable[[int, float], float] | None = None,
+) -> int:
+    """Trains until the budget is spent; returns the number of steps. On Ctrl-C saves a checkpoint and raises Interrupted."""
+    budget = Budget(settings.steps, settings.seconds)
+    rate = schedule or (lambda step, progress: learning_rate(settings, step, progress))
+    state = folder.state
+    begin = time.monotonic() - state.stage_seconds
+    with bar(stage, 1.0) as progress_bar:
+        while (progress := budget.progress(state.step, time.monotonic() - begin)) < 1.0:
+            batch = batch_at(samples, state.step, settings.batch_size, seed)
+            metrics = learner.update(batch, None, rate(state.step, progress))
+            metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
+            folder.count(stage, metrics["tokens"])
+            tracker.log(stage, state.step, metrics)
+            state.step += 1
+            state.stage_seconds = time.monotonic() - begin
+            progress_bar.update(
+                budget.progress(state.step, state.stage_seconds),
+                f"step {state.step} loss {metrics['loss']:.3f} {metrics['tokens_per_s']:.0f} tokens/s",
+            )
+            if stop.raised:
+                folder.checkpoint(f"{stage}-{state.step:05d}", learner, {"stage": stage, "step": state.step})
+                raise Interrupted
+    return state.step
