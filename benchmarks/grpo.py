@@ -1,8 +1,12 @@
-"""GRPO steps, ours against TRL's GRPOTrainer: `python -m benchmarks.grpo --model outputs/<run>/sft_model`.
+"""GRPO steps, ours against TRL's GRPOTrainer.
 
-Both sides start from the same checkpoint and play whole conversations on the same generated tasks with the same prompt, token
-limits and reward: sample groups, score, update, and bring the new weights to where sampling happens. Each runs alone, in a
-process of its own, ours first. Progress goes to stderr; the last line on stdout is JSON:
+    python -m benchmarks.grpo --model outputs/<run>/sft_model
+    python -m benchmarks.grpo --steps 3 grpo.tasks_per_step=2 env.max_turn_tokens=64      # any override of a training run
+
+Both sides start from the same checkpoint and play whole conversations on the same generated tasks with the configuration of
+`+experiment=grpo`: the same prompt, token limits and reward. A step samples groups, scores them, updates, and brings the new
+weights to where sampling happens. Each side runs alone, in a process of its own, ours first. Progress goes to stderr; the last
+line on stdout is JSON:
 
     {"ours_s", "trl_s", "ours_tokens", "trl_tokens", "ratio", "trl_mode", "split": {"ours": {…}, "trl": {…}}}
 
@@ -28,6 +32,7 @@ from typing import Any
 
 from benchmarks.workload import PHASES, Figures, StepFigures, Workload, say
 from envs.errors import TaudojoError
+from training.main import with_device_defaults
 from training.models import check_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,46 +76,11 @@ def ensure_checkpoint(model: str | None, outputs: Path = Path("outputs")) -> Pat
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    defaults = {name: field.default for name, field in Workload.__dataclass_fields__.items()}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grpo", description="GRPO steps, ours against TRL's.")
     parser.add_argument("--model", help="SFT checkpoint, a Hugging Face folder (default: the newest outputs/*/sft_model)")
-    parser.add_argument("--model-config", default="smollm2_135m", help="its file in configs/model: chat format and call parser")
-    for name, meaning in (
-        ("tasks", "tasks of a step"),
-        ("samples", "episodes of each task"),
-        ("steps", "timed steps"),
-        ("max_new_tokens", "tokens of one turn"),
-        ("max_turns", "the policy's turns in an episode"),
-        ("max_model_len", "tokens of an episode"),
-        ("seed", "of tasks and sampling"),
-    ):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name], help=f"{meaning} (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps (%(default)s)")
+    parser.add_argument("overrides", nargs="*", help="as for training.main, e.g. grpo.samples_per_task=8")
     return parser.parse_args(arguments)
-
-
-def workload(arguments: argparse.Namespace) -> Workload:
-    """What the arguments ask for, with the chat format, parser and reward of the configuration."""
-    from omegaconf import OmegaConf
-
-    file = ROOT / "configs" / "model" / f"{arguments.model_config}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-        raise TaudojoError(f"--model-config {arguments.model_config} is not known; choose one of {known}.")
-    model = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(model, dict)
-    return Workload(
-        model_path=str(ensure_checkpoint(arguments.model)),
-        chat=model["chat"],
-        tool_parser=model["tool_parser"],
-        reward={"actions": {"weight": 1.0}},
-        tasks=arguments.tasks,
-        samples=arguments.samples,
-        steps=arguments.steps,
-        max_new_tokens=arguments.max_new_tokens,
-        max_turns=arguments.max_turns,
-        max_model_len=arguments.max_model_len,
-        seed=arguments.seed,
-    )
 
 
 def run_side(module: str, work: Workload, limit_s: float) -> Figures:
@@ -129,7 +99,7 @@ def run_side(module: str, work: Workload, limit_s: float) -> Figures:
         except subprocess.TimeoutExpired:
             raise TaudojoError(
                 f"{module} was not done after {limit_s / 60:.0f} of the command's {LIMIT_S // 60} minutes; "
-                "use fewer --steps, --tasks or --samples, or a machine with nothing else to do."
+                "use fewer --steps or a smaller grpo.tasks_per_step, or a machine with nothing else to do."
             ) from None
         finally:
             _end(process)
@@ -143,10 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if find_spec("trl") is None:
             raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does).")
-        work = workload(parse_arguments(arguments))
+        asked = parse_arguments(arguments)
+        work = Workload(str(ensure_checkpoint(asked.model)), asked.steps, tuple(with_device_defaults(asked.overrides)))
+        grpo = work.config.grpo
         figures = []
         for name, module in (("ours", OURS), ("TRL", TRL)):
-            say(f"{name}: {work.steps} step(s) of {work.tasks} tasks x {work.samples} samples from {work.model_path}")
+            say(f"{name}: {work.steps} step(s) of {grpo.tasks_per_step} × {grpo.samples_per_task} episodes, {work.model_path}")
             figures.append(run_side(module, work, LIMIT_S - (time.monotonic() - start)))
     except TaudojoError as error:
         say(str(error))

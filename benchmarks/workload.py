@@ -9,102 +9,73 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median_low
-from typing import Any
 
-from envs.data import open_source
 from envs.domain import Domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import sample_tasks, task_users
-from rollouts.chat import ChatConfig
-from rollouts.episode import EpisodeLimits
-from rollouts.trajectory import EpisodeRequest
-from rollouts.worker import WorldConfig
+from rollouts.trajectory import EpisodeRequest, Trajectory
+from training.config import RunConfig, load
 
 PHASES = ("rollout_s", "reward_s", "update_s", "sync_s")
+
+#: What holds on both sides whatever is asked for: every episode goes through the one update of its step, no reference model,
+#: and no episode is ended by the clock.
+FIXED = (
+    "grpo.drop_flat_groups=false",
+    "grpo.updates_per_step=1",
+    "algorithm.kl_coef=0.0",
+    "env.deadline_s=86400",
+    "tracking=none",
+)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """GRPO steps of `tasks` × `samples` episodes, each step on tasks of its own. Lengths in tokens.
-
-    `chat` and `reward` are the mappings of the configuration, `tool_parser` its name. `max_new_tokens` holds for one turn,
-    `max_model_len` for a whole episode. No episode is ended by the clock.
-    """
+    """`steps` GRPO steps from the checkpoint in `model_path`, configured as `+experiment=grpo` with `overrides`."""
 
     model_path: str
-    chat: Mapping[str, Any]
-    tool_parser: str
-    reward: Mapping[str, Any]
-    tasks: int = 4
-    samples: int = 6
     steps: int = 1
-    max_new_tokens: int = 128
-    max_turns: int = 16
-    max_model_len: int = 2048
-    temperature: float = 1.0
-    learning_rate: float = 1e-5
-    seed: int = 0
+    overrides: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "steps", "max_new_tokens", "max_turns", "max_model_len"):
-            if getattr(self, name) < 1:
-                raise TaudojoError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give it at least 1.")
-        if self.samples < 2:
-            raise TaudojoError(f"--samples is {self.samples}; a group needs at least 2 episodes to compare.")
-        if self.max_new_tokens >= self.max_model_len:
-            raise TaudojoError(
-                f"--max-new-tokens ({self.max_new_tokens}) leaves no room for a prompt in --max-model-len ({self.max_model_len})."
-            )
+        if self.steps < 1:
+            raise TaudojoError(f"--steps is {self.steps}; give it at least 1.")
 
-    @property
-    def episodes(self) -> int:
-        """Episodes of one step."""
-        return self.tasks * self.samples
-
-    def world(self) -> WorldConfig:
-        """Retail with the compact prompt and the scripted customer."""
-        limits = EpisodeLimits(
-            max_model_len=self.max_model_len,
-            max_turn_tokens=self.max_new_tokens,
-            max_steps=self.max_turns,
-            deadline_s=float("inf"),
-        )
-        return WorldConfig(
-            model_path=self.model_path,
-            domain="retail",
-            source=open_source("packaged"),
-            chat=ChatConfig.model_validate(self.chat),
-            parser=self.tool_parser,
-            style="compact",
-            reward=dict(self.reward),
-            limits=limits,
-        )
+    @cached_property
+    def config(self) -> RunConfig:
+        """Raises TaudojoError for an override that does not fit."""
+        return load(["+experiment=grpo", *self.overrides, *FIXED])
 
     def requests(self, domain: Domain) -> list[list[EpisodeRequest]]:
         """The episodes of every step, samples of a task side by side; the same in every process.
 
-        No customer of the official test tasks appears.
+        Each step has tasks of its own, none about a customer of the official test tasks.
         """
+        grpo, seed = self.config.grpo, self.config.seed
         official = task_users(domain, domain.tasks("test"))
-        tasks = sample_tasks(domain, self.tasks * self.steps, self.seed, exclude_users=official)
-        episodes = [
-            EpisodeRequest(
-                task,
-                seed=self.seed + 1000 * number + sample,
-                stage="benchmark",
-                step=number // self.tasks,
-                group=number % self.tasks,
-                temperature=self.temperature,
-            )
-            for number, task in enumerate(tasks)
-            for sample in range(self.samples)
+        tasks = sample_tasks(domain, grpo.tasks_per_step * self.steps, seed, grpo.kinds, exclude_users=official)
+        return [
+            [
+                EpisodeRequest(
+                    task,
+                    seed=seed + 10_000 * step + 100 * group + sample,
+                    stage="benchmark",
+                    step=step,
+                    group=group,
+                    temperature=grpo.temperature,
+                )
+                for group, task in enumerate(tasks[step * grpo.tasks_per_step :][: grpo.tasks_per_step])
+                for sample in range(grpo.samples_per_task)
+            ]
+            for step in range(self.steps)
         ]
-        return [episodes[start : start + self.episodes] for start in range(0, len(episodes), self.episodes)]
 
 
 @dataclass(frozen=True)
@@ -172,6 +143,19 @@ class Stopwatch:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - start
+
+
+def describe(side: str, trajectories: Sequence[Trajectory], step: StepFigures) -> str:
+    """One line about a step."""
+    ends = Counter(str(trajectory.transcript.stop_reason) for trajectory in trajectories)
+    mean = sum(trajectory.reward.total for trajectory in trajectories) / len(trajectories)
+    seconds = {phase.removesuffix("_s"): getattr(step, phase) for phase in PHASES}
+    return (
+        f"{side}: step of {step.episodes} episodes, {step.tokens} tokens ({step.sampled_tokens} sampled) in {step.step_s:.1f} s ("
+        + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items() if value is not None)
+        + f"); mean reward {mean:.2f}; ended by "
+        + ", ".join(f"{reason} {n}" for reason, n in sorted(ends.items()))
+    )
 
 
 def say(text: str) -> None:

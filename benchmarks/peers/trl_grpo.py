@@ -19,13 +19,13 @@ import asyncio
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload, say, side_main
+from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload, describe, say, side_main
+from envs.data import open_source
 from envs.env import Env
 from envs.errors import TaudojoError
 from envs.types import Task, Transcript
@@ -35,6 +35,7 @@ from rollouts.episode import World, play
 from rollouts.lockstep import LockStep
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import build_world
+from training.main import world_config
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -81,7 +82,7 @@ class Player:
     def __init__(self, workload: Workload, world: World) -> None:
         if world.chat.splits:
             raise TaudojoError(
-                "TRL trains on one sequence per episode, and this chat template cannot grow one; set chat.history=sampled."
+                "TRL trains on one sequence per episode, and this chat template cannot grow one; set model.chat.history=sampled."
             )
         self.world = replace(world, reward_fn=self._timed_reward)
         self.steps = workload.requests(world.domain)
@@ -134,9 +135,8 @@ def _row(trajectory: Trajectory) -> tuple[list[int], list[int], list[int]]:
     """Prompt, completion, and the completion's mask, 1 where the policy wrote."""
     (segment,) = trajectory.segments
     if not segment.sampled:
-        raise TaudojoError(
-            f"The prompt of task {trajectory.transcript.task_id} has {len(segment.token_ids)} tokens; raise --max-model-len."
-        )
+        task_id, length = trajectory.transcript.task_id, len(segment.token_ids)
+        raise TaudojoError(f"The prompt of task {task_id} has {length} tokens; set a larger model.max_model_len.")
     start = segment.loss_mask.index(True)
     return segment.token_ids[:start], segment.token_ids[start:], [int(own) for own in segment.loss_mask[start:]]
 
@@ -149,7 +149,8 @@ def run(workload: Workload) -> Figures:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    player = Player(workload, build_world(workload.world()))
+    source = open_source(workload.config.env.data.source, workload.config.env.data.path)
+    player = Player(workload, build_world(world_config(workload.config, workload.model_path, source)))
     chat = player.world.chat
     model = AutoModelForCausalLM.from_pretrained(workload.model_path, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.generation_config.eos_token_id = chat.stop_token_ids
@@ -165,7 +166,7 @@ def run(workload: Workload) -> Figures:
 
         def on_step_end(self, *_: object, **__: object) -> None:
             steps.append(step_figures(player, time.perf_counter() - self.start))
-            say(describe(player.trajectories, steps[-1]))
+            say(describe("TRL", player.trajectories, steps[-1]))
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(workload, player, model, folder, Meter())
@@ -191,17 +192,6 @@ def step_figures(player: Player, step_s: float) -> StepFigures:
     )
 
 
-def describe(trajectories: Sequence[Trajectory], step: StepFigures) -> str:
-    """One line about a step."""
-    ends = Counter(str(trajectory.transcript.stop_reason) for trajectory in trajectories)
-    mean = sum(trajectory.reward.total for trajectory in trajectories) / len(trajectories)
-    return (
-        f"TRL: step of {step.episodes} episodes, {step.tokens} tokens ({step.sampled_tokens} sampled) in {step.step_s:.1f} s "
-        f"(rollout {step.rollout_s:.1f}, update {step.update_s:.1f}); mean reward {mean:.2f}; ended by "
-        + ", ".join(f"{reason} {n}" for reason, n in sorted(ends.items()))
-    )
-
-
 def micro_batch(episodes: int, most: int = MICRO_BATCH) -> int:
     """The largest number of rows up to `most` that divides the step's episodes, as TRL demands."""
     return max(rows for rows in range(1, most + 1) if episodes % rows == 0)
@@ -211,7 +201,9 @@ def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    rows = micro_batch(workload.episodes)
+    config = workload.config
+    episodes = config.grpo.tasks_per_step * config.grpo.samples_per_task
+    rows = micro_batch(episodes)
     return GRPOTrainer(
         model=model,
         processing_class=player.world.chat.tokenizer,
@@ -223,12 +215,13 @@ def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter:
             output_dir=folder,
             max_steps=workload.steps,
             per_device_train_batch_size=rows,
-            gradient_accumulation_steps=workload.episodes // rows,
-            num_generations=workload.samples,
-            max_completion_length=workload.max_new_tokens,  # of one turn: rollout_func decides how long an episode is
+            gradient_accumulation_steps=episodes // rows,
+            num_generations=config.grpo.samples_per_task,
+            max_completion_length=config.env.max_turn_tokens,  # of one turn: rollout_func decides how long an episode is
             shuffle_dataset=False,
-            temperature=workload.temperature,
-            learning_rate=workload.learning_rate,
+            temperature=config.grpo.temperature,
+            learning_rate=config.grpo.lr,
+            max_grad_norm=config.learner.max_grad_norm,
             lr_scheduler_type="constant",
             bf16=True,
             use_cpu=model.device.type == "cpu",
@@ -237,19 +230,21 @@ def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter:
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            seed=workload.seed,
+            seed=config.seed,
         ),
     )
 
 
 def _warm_up(trainer: GRPOTrainer) -> None:
-    """A few tokens, so that what is built on first use is not measured."""
+    """A few tokens, one forward and one backward pass, so that what is built on first use is not measured."""
     import torch
 
     model = trainer.model
     ids = torch.full((2, 64), 1, device=model.device)
     with torch.no_grad():
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)
+    model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.sum().backward()
+    model.zero_grad()
 
 
 if __name__ == "__main__":

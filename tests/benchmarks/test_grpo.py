@@ -21,7 +21,7 @@ from envs.errors import TaudojoError
 STEP = StepFigures(
     step_s=100.0, tokens=24_000, sampled_tokens=6_000, episodes=24, rollout_s=60.0, reward_s=0.1, update_s=39.0, sync_s=0.9
 )
-WORK = Workload(model_path="m", chat={}, tool_parser="hermes", reward={})
+WORK = Workload("some/folder", overrides=("grpo.samples_per_task=3", "reward=mixed"))
 
 
 def model_folder(folder: Path) -> Path:
@@ -60,25 +60,26 @@ def test_workload_and_figures_survive_their_files(tmp_path: Path):
     figures = Figures("hf", 12.5, [STEP, replace(STEP, update_s=None)])
     figures.write(tmp_path / "figures.json")
     assert Figures.read(tmp_path / "figures.json") == figures
-    assert Workload(**json.loads(json.dumps(asdict(WORK)))) == WORK
+    assert Workload(**json.loads(json.dumps(asdict(WORK)))).config == WORK.config
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"tasks": 0}, "--tasks is 0"),
-        ({"samples": 1}, "at least 2 episodes"),
-        ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
-        ({"max_new_tokens": 2048, "max_model_len": 2048}, "no room for a prompt"),
-    ],
-)
-def test_a_workload_that_cannot_be_played_says_which_argument_is_wrong(change: dict[str, int], words: str):
-    with pytest.raises(TaudojoError, match=words):
-        replace(WORK, **change)
+def test_no_step_is_no_workload():
+    with pytest.raises(TaudojoError, match="--steps is 0"):
+        replace(WORK, steps=0)
+
+
+def test_a_misspelt_override_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert grpo.main(["--model", str(model_folder(tmp_path / "m")), "grpo.samples_per_tusk=2"]) == 2
+    assert "grpo.samples_per_tusk" in capsys.readouterr().err
+
+
+def test_what_makes_the_sides_comparable_cannot_be_overridden():
+    config = replace(WORK, overrides=("grpo.drop_flat_groups=true", "algorithm.kl_coef=0.1", "env.max_turn_tokens=32")).config
+    assert (config.grpo.drop_flat_groups, config.algorithm.kl_coef, config.env.max_turn_tokens) == (False, 0.0, 32)
 
 
 def test_every_step_has_new_tasks_and_every_process_gets_the_same():
-    work = replace(WORK, tasks=4, samples=3, steps=2)
+    work = replace(WORK, steps=2)
     domain = load_domain("retail", open_source("packaged"))
     steps = work.requests(domain)
     assert steps == work.requests(domain)
@@ -101,9 +102,10 @@ def test_a_stopwatch_adds_up_its_phases():
     assert watch.seconds["rollout_s"] == 0.0
 
 
-def test_the_default_arguments_are_four_tasks_of_six_samples_and_one_step():
+def test_the_default_is_one_step_of_four_tasks_of_six_samples():
     arguments = parse_arguments([])
-    assert (arguments.tasks, arguments.samples, arguments.steps, arguments.model) == (4, 6, 1, None)
+    config = Workload("m", arguments.steps, arguments.overrides).config
+    assert (arguments.model, arguments.steps, config.grpo.tasks_per_step, config.grpo.samples_per_task) == (None, 1, 4, 6)
 
 
 def test_the_newest_sft_model_is_taken(tmp_path: Path):
@@ -124,11 +126,6 @@ def test_without_a_checkpoint_the_command_says_what_to_do(
     assert captured.out == ""
 
 
-def test_an_unknown_model_config_names_the_known_ones(capsys: pytest.CaptureFixture[str]):
-    assert grpo.main(["--model-config", "smollm"]) == 2
-    assert "smollm2_135m" in capsys.readouterr().err
-
-
 FAKE_SIDE = """
 import sys, time
 from benchmarks.workload import Figures, StepFigures, side_main
@@ -137,11 +134,11 @@ from envs.domain import load_domain
 from envs.errors import TaudojoError
 
 def run(workload):
-    if workload.seed == 1:
+    if workload.steps == 3:
         raise TaudojoError("The fake side has no luck.")
-    time.sleep(60 * (workload.seed == 2))
+    time.sleep(60 * (workload.steps == 2))
     print("not the result")
-    return Figures("fake", 0.0, [StepFigures(2.0, workload.episodes, 0, workload.episodes)])
+    return Figures("fake", 0.0, [StepFigures(2.0, 24, 0, 24)])
 
 side_main(run)
 """
@@ -161,8 +158,8 @@ def test_a_side_brings_its_figures_from_its_own_process(fake_side: str, capfd: p
 
 def test_a_side_that_fails_or_takes_too_long_is_an_error(fake_side: str):
     with pytest.raises(TaudojoError, match="ended with status 2"):
-        run_side(fake_side, replace(WORK, seed=1), limit_s=60)
+        run_side(fake_side, replace(WORK, steps=3), limit_s=60)
     start = time.monotonic()
     with pytest.raises(TaudojoError, match="was not done"):
-        run_side(fake_side, replace(WORK, seed=2), limit_s=3)
+        run_side(fake_side, replace(WORK, steps=2), limit_s=3)
     assert time.monotonic() - start < 30

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.trl_grpo import Player, describe, step_figures
-from benchmarks.workload import Workload
+from benchmarks.peers.trl_grpo import Player, step_figures
+from benchmarks.workload import Workload, describe
+from envs.data import open_source
 from envs.errors import TaudojoError
 from envs.types import StopReason
 from rollouts.episode import World
+from rollouts.gold import gold_trajectories
 from rollouts.trajectory import Trajectory
 from rollouts.worker import build_world
+from training.main import world_config
 from training.models import ensure_model
 
 
@@ -38,37 +41,18 @@ class GoldTrainer:
 
 @pytest.fixture(scope="module")
 def work() -> Workload:
-    return Workload(
-        model_path=str(ensure_model("smollm2_135m")),
-        chat={"format": "chatml", "tool_tags": False},
-        tool_parser="hermes",
-        reward={"official": {"weight": 1.0}},
-        samples=2,
-        max_new_tokens=256,
-        max_model_len=4096,
-    )
+    return Workload(str(ensure_model("smollm2_135m")), overrides=["reward=official", "grpo.samples_per_task=2"])
 
 
 @pytest.fixture(scope="module")
 def world(work: Workload) -> World:
-    return build_world(work.world())
-
-
-async def gold_trajectories(player: Player) -> list[Trajectory]:
-    from rollouts.episode import play
-
-    async def nobody(*_: Any) -> Any:
-        raise AssertionError("the expert plays")
-
-    return [await play(replace(request, policy="gold"), player.world, nobody) for request in player.steps[0]]
+    return build_world(world_config(work.config, work.model_path, open_source("packaged")))
 
 
 @pytest.fixture(scope="module")
 def played(work: Workload, world: World) -> tuple[Player, dict[str, Any], GoldTrainer, list[Trajectory]]:
-    import asyncio
-
     player = Player(work, world)
-    gold = asyncio.run(gold_trajectories(player))
+    gold = gold_trajectories(world, [request.task for request in player.steps[0]])
     trainer = GoldTrainer([t.segments[0].token_ids for t in gold], [t.segments[0].loss_mask for t in gold])
     output = player.play([request.task.id for request in player.steps[0]], trainer)  # type: ignore[arg-type]
     return player, output, trainer, gold
@@ -77,7 +61,7 @@ def played(work: Workload, world: World) -> tuple[Player, dict[str, Any], GoldTr
 def test_gold_turns_are_played_to_the_end_and_rewarded(played: Any):
     player, output, _, _ = played
     assert player.score(prompts=[], episode_reward=output["episode_reward"], completions=[]) == [1.0] * 8
-    assert "user_stop 8" in describe(player.trajectories, step_figures(player, 2.0))
+    assert "user_stop 8" in describe("TRL", player.trajectories, step_figures(player, 2.0))
 
 
 def test_all_running_episodes_take_their_turn_in_one_batch(played: Any):
@@ -117,5 +101,5 @@ def test_a_turn_is_cut_where_the_context_ends(work: Workload, world: World, play
 def test_a_prompt_that_fills_the_context_is_an_error(work: Workload, world: World, played: Any):
     _, _, trainer, _ = played
     player = Player(work, replace(world, limits=replace(world.limits, max_model_len=100)))
-    with pytest.raises(TaudojoError, match="raise --max-model-len"):
+    with pytest.raises(TaudojoError, match="set a larger"):
         player.play([request.task.id for request in player.steps[0]], trainer)
