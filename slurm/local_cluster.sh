@@ -94,7 +94,13 @@ CONF
 stop() {
     local dir pidfile pid
     dir=$(realpath "$1")
-    if [ -f "$dir/slurm.conf" ]; then SLURM_CONF=$dir/slurm.conf scancel --user="$(id -un)" 2>/dev/null || true; fi
+    export SLURM_CONF=$dir/slurm.conf
+    # The daemons go last: without them nobody would end what the jobs started.
+    timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 60); do
+        [ -n "$(timeout 10 squeue --noheader 2>/dev/null)" ] || break
+        sleep 0.5
+    done
     for pidfile in "$dir"/slurmd-*.pid "$dir/slurmctld.pid" "$dir/munge/pid"; do
         [ -s "$pidfile" ] || continue
         pid=$(cat "$pidfile")
