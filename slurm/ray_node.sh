@@ -36,6 +36,7 @@ stop() {
 }
 trap stop TERM INT
 
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # a cancelled job has seconds to go, and nothing here to drain
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 # actors inherit it: one that asks for no GPU keeps the node's CUDA_VISIBLE_DEVICES
 "$PYTHON" -m ray.scripts.scripts start "${options[@]}" >"$folder/start.log" 2>&1 &
 ray=$!
