@@ -83,6 +83,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+def busy_warning(load: float, cores: int) -> str | None:
+    """A sentence when other programs use the cores: both sides compute with threads that wait for each other."""
+    if load < 0.5 * cores:
+        return None
+    return (
+        f"Other programs are using this machine (load {load:.1f} on {cores} cores): these figures will not hold; end them first."
+    )
+
+
 def run_side(module: str, work: Workload, limit_s: float) -> Figures:
     """Run a side in a process of its own and read its figures.
 
@@ -116,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = parse_arguments(arguments)
         work = Workload(str(ensure_checkpoint(asked.model)), asked.steps, tuple(with_device_defaults(asked.overrides)))
         grpo = work.config.grpo
+        if busy := busy_warning(os.getloadavg()[0], os.cpu_count() or 1):
+            say(busy)
         figures = []
         for name, module in (("ours", OURS), ("TRL", TRL)):
             say(f"{name}: {work.steps} step(s) of {grpo.tasks_per_step} × {grpo.samples_per_task} episodes, {work.model_path}")

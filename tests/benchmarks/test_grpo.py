@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import grpo
-from benchmarks.grpo import compare, ensure_checkpoint, parse_arguments, run_side
-from benchmarks.peers.trl_grpo import micro_batch
+from benchmarks.grpo import busy_warning, compare, ensure_checkpoint, parse_arguments, run_side
 from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload
 from envs.data import open_source
 from envs.domain import load_domain
@@ -89,8 +88,9 @@ def test_every_step_has_new_tasks_and_every_process_gets_the_same():
     assert len({request.seed for requests in steps for request in requests}) == 24
 
 
-def test_the_micro_batch_divides_the_episodes():
-    assert [micro_batch(n, most=4) for n in (24, 2, 9, 7)] == [4, 2, 3, 1]
+def test_a_busy_machine_is_warned_about():
+    assert busy_warning(0.4, cores=2) is None
+    assert "load 4.9 on 2 cores" in (busy_warning(4.9, cores=2) or "")
 
 
 def test_a_stopwatch_adds_up_its_phases():
