@@ -72,6 +72,10 @@ def build_world(config: WorldConfig) -> World:
 
 
 def build_engine(config: EngineConfig) -> Engine:
+    if config.model_path.startswith("fake:"):
+        from rollouts.engines.fake import FakeEngine
+
+        return FakeEngine(config)
     from rollouts.engines.vllm import VLLMEngine
 
     return VLLMEngine(config)
@@ -104,8 +108,8 @@ class RolloutWorker:
 
         return list(await asyncio.gather(*(one(n, r) for n, r in enumerate(requests))))
 
-    async def load_weights(self, safetensors: np.ndarray, version: int) -> None:
-        """`safetensors`: the bytes of a safetensors file, uint8, shared memory within a node."""
+    async def load_weights(self, safetensors: np.ndarray, version: int, **settings: Any) -> None:
+        """`safetensors`: the bytes of a safetensors file, uint8, shared memory within a node. `settings` are the engine's own."""
         shm = Path("/dev/shm")
         folder = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
         with tempfile.NamedTemporaryFile(dir=folder, prefix="taudojo-weights-", suffix=".safetensors") as file:
@@ -116,7 +120,7 @@ class RolloutWorker:
                 raise TaudojoError(
                     f"no room for {safetensors.nbytes / 2**20:.0f} MiB of weights in {file.name}: {error.strerror}"
                 ) from error
-            await self._engine.load_weights(file.name, version)
+            await self._engine.load_weights(file.name, version, **settings)
 
     async def score(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of every prompt token, for the weight-sync probe."""

@@ -1,0 +1,123 @@
+"""What tests share: one Ray, one engine and one learner for the session, each started when a test first asks for it.
+
+A random two-layer Llama stands for the learner's model where only arithmetic is asked; the engine runs the real SmolLM2.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.data import DataSource, open_source
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray on this machine. Logical CPUs count actors: the engine, the learner, and those that a test adds."""
+    import ray
+
+    ray.init(
+        num_cpus=6,
+        object_store_memory=2**30,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: two layers, grouped-query attention, tied embeddings, random weights, no tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # larger than usual: log-probs that differ from token to token
+    )
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm_path() -> Path:
+    from training.models import ensure_model
+
+    return ensure_model("smollm2_135m")
+
+
+@pytest.fixture(scope="session")
+def packaged_data() -> DataSource:
+    return open_source("packaged")
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Any:
+    """The smoke experiment's configuration."""
+    from training.config import load
+
+    return load(["+experiment=smoke", "cluster=local"])
+
+
+@pytest.fixture(scope="session")
+def world_config(smoke: Any, smollm_path: Path, packaged_data: DataSource) -> Any:
+    """The smoke experiment's world: retail with the scripted customer, SmolLM2's tokenizer."""
+    from training.main import world_config
+
+    return world_config(smoke, str(smollm_path), packaged_data)
+
+
+@pytest.fixture(scope="session")
+def world(world_config: Any) -> Any:
+    from rollouts.worker import build_world
+
+    return build_world(world_config)
+
+
+@pytest.fixture(scope="session")
+def task_sets(world: Any, smoke: Any) -> Any:
+    from training.tasks import choose_tasks
+
+    return choose_tasks(world.domain, smoke, grpo_tasks=16)
+
+
+@pytest.fixture(scope="session")
+def pool(cluster: None, world_config: Any, smollm_path: Path) -> Iterator[Any]:
+    """The session's one engine: vLLM with SmolLM2 in float32, in a rollout worker."""
+    from rollouts.engines.base import EngineConfig
+    from rollouts.scheduler import RolloutPool
+
+    engine = EngineConfig(str(smollm_path), dtype="float32", max_model_len=2048, max_num_seqs=8, kv_cache_gib=1.0, seeded=True)
+    pool = RolloutPool.start(world_config, engine, workers=1, max_concurrent=8)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def learner(cluster: None, smollm_path: Path) -> Iterator[Any]:
+    """One learner of the engine's model, in float32."""
+    from training.learner.base import LearnerConfig
+    from training.learner.group import LearnerGroup
+
+    group = LearnerGroup.start(LearnerConfig(str(smollm_path), dtype="float32", threads=os.cpu_count()))
+    yield group
+    group.close()
