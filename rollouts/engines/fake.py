@@ -1,4 +1,4 @@
-"""A fake engine: no model, chosen answers, chosen latencies, chosen failures. For tests, and for measuring what stands around an engine.
+"""A fake engine: no model, chosen answers, latencies and failures. For tests, and for measuring what stands around an engine.
 
     FakeEngine(config, answer=lambda prompt: [5, 6, 2])                       # in this process: any function of the prompt
     EngineConfig(FakeScript(answers=[[5, 6, 2]], latency_s=0.2).model_path)   # in a rollout worker: plain data
