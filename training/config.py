@@ -271,7 +271,8 @@ def validate(raw: dict[str, Any]) -> RunConfig:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise TaudojoError(f"there is no config key {where}{_nearest(where, known_keys())}") from error
-        raise TaudojoError(f"config key {where or 'of the run'}: {first['msg']} (got {first.get('input')!r})") from error
+        got = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
+        raise TaudojoError(f"config key {where or 'of the run'}: {first['msg'].removeprefix('Value error, ')}{got}") from error
 
 
 def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -305,6 +306,8 @@ def _composition_message(error: Exception, overrides: list[str]) -> str:
         return f"{group}={name}: there is no such {group}{_nearest(name, options(group))} (have: {', '.join(options(group))})"
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0]
+        if override.startswith("experiment="):
+            return f"an experiment is added to the base configuration: write +{override}"
         if f"'{key}'" in text or f"'{key.split('.')[-1]}'" in text or override in text:
             return f"there is no config key {key}{_nearest(key, known_keys())}"
     return f"the configuration cannot be composed: {text.splitlines()[0]}"
