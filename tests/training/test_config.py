@@ -1,0 +1,91 @@
+"""The configuration: every shipped file composes, and a mistake is one sentence that names the key and the nearest right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import configs
+from envs.errors import TaudojoError
+from training.config import RunConfig, known_keys, load, options, validate
+from training.loss import PolicyLossConfig
+
+CONFIGS = Path(configs.__file__).parent
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name: str):
+    assert isinstance(load([f"+experiment={name}"]), RunConfig)
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{folder.name}={name}" for folder in sorted(CONFIGS.iterdir()) if folder.is_dir() for name in options(folder.name)]
+)
+def test_every_choice_of_every_group_composes(choice: str):
+    group = choice.split("=")[0]
+    load([f"+{choice}" if group == "experiment" else choice])
+
+
+def test_the_typed_config_says_what_the_files_say():
+    config = load(["+experiment=smoke", "sft.lr=0.25", "model.path=/some/where", "sft.kinds=[cancel]"])
+    assert (config.name, config.deterministic, config.sft.lr, config.model.path) == ("smoke", True, 0.25, "/some/where")
+    assert config.sft.kinds == ["cancel"]
+    assert config.dtype == "float32"  # a deterministic run computes in float32 whatever the model says
+    assert config.engine("/m").seeded
+    assert load([]).dtype == "bfloat16"
+
+
+def test_a_configuration_read_back_from_its_file_is_the_same():
+    config = load(["+experiment=grpo", "seed=5", "algorithm=dr_grpo"])
+    assert validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sft.batchsize=3", "no config key sft.batchsize; did you mean sft.batch_size?"),
+        ("+sft.batch_sise=3", "no config key sft.batch_sise; did you mean sft.batch_size?"),
+        ("sead=3", "no config key sead; did you mean seed?"),
+        ("lerner=fsdp", "no config key lerner; did you mean learner?"),
+        ("+model.chat.formt=chatml", "no config key model.chat.formt; did you mean model.chat.format?"),
+        ("+experiment=grop", "there is no such experiment; did you mean grpo?"),
+        ("experiment=grpo", r"write \+experiment=grpo"),
+        ("model=smollm2_135", "there is no such model; did you mean smollm2_135m?"),
+        ("reward=actons", "there is no such reward; did you mean actions?"),
+        ("seed=abc", r"config key seed: .* valid integer.*'abc'"),
+        ("grpo.lr=-1", r"config key grpo.lr: .* greater than 0 \(got -1\)"),
+        ("cluster.device=tpu", "config key cluster.device: .*'cpu' or 'cuda'"),
+        ("sft.kinds=cancel", r"config key sft.kinds: .* valid list.*'cancel'"),
+        ("sft.steps=null", "config key sft: set sft.seconds or sft.steps, or the stage never ends$"),
+        ("grpo.steps=null", "config key grpo: set grpo.seconds or grpo.steps, or the stage never ends$"),
+        ("sft.kinds=[cancel", "the configuration cannot be composed"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_key(override: str, message: str):
+    with pytest.raises(TaudojoError, match=message) as caught:
+        load([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_wrong_override_is_named_among_right_ones():
+    with pytest.raises(TaudojoError, match="no config key grpo.stepps; did you mean grpo.steps?"):
+        load(["+experiment=smoke", "seed=1", "grpo.stepps=3", "sft.lr=1e-4"])
+
+
+def test_a_stage_that_is_switched_off_needs_no_budget():
+    assert not load(["sft.enabled=false", "sft.steps=null"]).sft.enabled
+
+
+def test_known_keys_are_those_of_the_base_file_and_the_groups():
+    known = set(known_keys())
+    assert {"seed", "model", "model.path", "model.chat.format", "sft.batch_size", "env.data.source", "study"} <= known
+    base = yaml.safe_load((CONFIGS / "config.yaml").read_text())
+    written = set(base) - {"defaults"} | {f"{part}.{key}" for part in ("sft", "grpo", "evaluate") for key in base[part]}
+    assert written <= known
+
+
+def test_every_algorithm_setting_reaches_the_loss():
+    loss = load(["algorithm.clip_low=0.1", "algorithm.kl_coef=0.5", "algorithm.tis_cap=null"]).algorithm.loss_config()
+    assert loss == PolicyLossConfig(clip_low=0.1, kl_coef=0.5, tis_cap=None)
