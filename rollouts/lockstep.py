@@ -42,7 +42,7 @@ class LockStep:
             tasks = []
             for token_ids, params, _ in batch.values():
                 tasks.append(asyncio.ensure_future(self._engine.generate(token_ids, params)))
-                await asyncio.sleep(0.002)  # one request reaches the paused engine before the next sets out
+                await asyncio.sleep(0.01)  # one request reaches the paused engine before the next sets out
             await self._engine.resume()
             results = await asyncio.gather(*tasks)
         except Exception as error:  # whoever waits must hear of it, whatever it is

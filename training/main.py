@@ -122,13 +122,7 @@ class Session:
             self.tracker, self.store = tracker, TrajectoryStore(folder.path / "trajectories")
             self.start_pool()
 
-        plan = [("eval/before", self.evaluate)]
-        if config.sft.enabled:
-            plan += [("sft", self.sft), ("eval/after_sft", self.evaluate)]
-        if config.grpo.enabled:
-            plan += [("grpo", self.grpo), ("eval/after_grpo", self.evaluate)]
-        plan += [("export", self.export)]
-        for stage, work in plan:
+        for stage, work in self.plan():
             if stage in state.done:
                 continue
             with folder.timed("eval" if stage.startswith("eval/") else stage):
@@ -139,6 +133,15 @@ class Session:
             if stop.raised:
                 raise Interrupted
         self.report()
+
+    def plan(self) -> list[tuple[str, Any]]:
+        """Stage names and the methods that do them, in order."""
+        stages: list[tuple[str, Any]] = [("eval/before", self.evaluate)]
+        if self.config.sft.enabled:
+            stages += [("sft", self.sft), ("eval/after_sft", self.evaluate)]
+        if self.config.grpo.enabled:
+            stages += [("grpo", self.grpo), ("eval/after_grpo", self.evaluate)]
+        return [*stages, ("export", self.export)]
 
     # -- parts
 
@@ -209,6 +212,8 @@ class Session:
                 nonlocal played
                 played += 1
                 progress_bar.update(played, f"{played}/{total} episodes")
+                if stop.raised:  # nothing is lost: a resumed run evaluates this stage anew
+                    raise Interrupted
 
             result = evaluate(
                 self._pool,
@@ -229,16 +234,23 @@ class Session:
             )
 
     def sft(self, stage: str, stop: StopSignal) -> None:
-        from rollouts.gold import gold_trajectories
-        from training.stages.sft import run_sft, samples_of
+        from training.stages.sft import run_sft
 
         learner = self.learner()
-        samples = samples_of(gold_trajectories(self.world, self.tasks.sft))
-        console.print(f"  {len(samples)} gold episodes, {sum(len(s.token_ids) for s in samples) / len(samples):.0f} tokens each")
+        samples = self.gold()
         steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop)
         self.folder.checkpoint("sft", learner, {"stage": "sft", "step": steps})
         self.export_model("sft_model")
         self.sync.run()
+
+    def gold(self) -> list[Any]:
+        """The SFT data: the expert's episodes of the training tasks."""
+        from rollouts.gold import gold_trajectories
+        from training.stages.sft import samples_of
+
+        samples = samples_of(gold_trajectories(self.world, self.tasks.sft))
+        console.print(f"  {len(samples)} gold episodes, {sum(len(s.token_ids) for s in samples) / len(samples):.0f} tokens each")
+        return samples
 
     def grpo(self, stage: str, stop: StopSignal) -> None:
         from training.stages.grpo import Parts, run_grpo

@@ -40,7 +40,7 @@ class Parts:
     sync: WeightSync
 
 
-def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: int) -> list[EpisodeRequest]:
+def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: int, stage: str = "grpo") -> list[EpisodeRequest]:
     """The groups of a step: a seeded permutation of the tasks per epoch, so the position is the step and nothing else."""
     size = min(settings.tasks_per_step, len(tasks))
     per_epoch = len(tasks) // size
@@ -50,7 +50,7 @@ def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: i
         EpisodeRequest(
             task,
             seed=int(np.random.SeedSequence([seed, step, group, member]).generate_state(1)[0] % 2**31),
-            stage="grpo",
+            stage=stage,
             step=step,
             group=group,
             temperature=settings.temperature,
@@ -179,14 +179,15 @@ def run_grpo(
     folder: RunFolder,
     tracker: Tracker,
     stop: StopSignal,
+    stage: str = "grpo",
 ) -> int:
     """Steps until the budget is spent; returns their number. On Ctrl-C saves a checkpoint and raises Interrupted."""
     budget = Budget(settings.steps, settings.seconds)
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
-    with bar("grpo", 1.0) as progress_bar:
+    with bar(stage, 1.0) as progress_bar:
         while (done := budget.progress(state.step, time.monotonic() - begin)) < 1.0:
-            requests = requests_at(settings, tasks, state.step, seed)
+            requests = requests_at(settings, tasks, state.step, seed, stage)
             lr = settings.lr * min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
             share = 1.0 / settings.steps if settings.steps else 0.0
             played = 0
@@ -197,10 +198,10 @@ def run_grpo(
                 progress_bar.update(done + share * 0.5 * played / total, f"step {state.step + 1}: {played}/{total} episodes")
 
             trajectories, metrics = train_step(parts, requests, settings, algorithm, lr, on_done)
-            store.write("grpo", state.step, trajectories)
+            store.write(stage, state.step, trajectories)
             folder.count("grpo_sampled", sum(t.sampled_tokens for t in trajectories))
             folder.count("grpo_trained", metrics.get("tokens", 0.0))
-            tracker.log("grpo", state.step, metrics)
+            tracker.log(stage, state.step, metrics)
             state.step += 1
             state.stage_seconds = time.monotonic() - begin
             progress_bar.update(

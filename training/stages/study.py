@@ -1,0 +1,186 @@
+"""Does GRPO earn its place? GRPO against SFT continued for the same seconds from the same checkpoint, paired by task.
+
+    python -m training.main +experiment=grpo_study
+
+One SFT checkpoint; for each seed two arms start from it, one after the other on the idle machine: `grpo`, whose seconds contain
+rollouts, updates and syncs, and `sft_continued`, which goes on with the SFT stage's own schedule on episodes it has not seen.
+Both are evaluated on the same held-out tasks. `study.json` holds every block, the paired differences and their intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rewards.metrics import EpisodeMetrics, block, paired_difference
+from rollouts.store import read_file
+from rollouts.trajectory import Trajectory
+from training.config import RunConfig
+from training.main import Session
+from training.progress import console
+from training.run import Interrupted, RunFolder, StopSignal, write_atomically
+
+ARMS = ("grpo", "sft_continued")
+METRICS = ("action_f1", "action_exact", "write_db_match", "official_reward", "reward", "well_formed")
+
+
+def run_study(config: RunConfig) -> int:
+    """Runs or resumes the study; returns the exit status."""
+    if config.resume:
+        folder, config = RunFolder.resume(Path(config.resume))
+    else:
+        folder = RunFolder.create(config)
+    console.print(f"study folder: {folder.path}", soft_wrap=True)
+    session = StudySession(config, folder)
+    try:
+        with StopSignal() as stop:
+            session.run(stop)
+    except Interrupted as error:
+        raise Interrupted(str(folder.path)) from error
+    finally:
+        session.close()
+    return 0
+
+
+class StudySession(Session):
+    """A session whose plan is: SFT, then every arm of every seed."""
+
+    def plan(self) -> list[tuple[str, Any]]:
+        assert self.config.study is not None
+        stages: list[tuple[str, Any]] = [("sft", self.sft), ("eval/after_sft", self.evaluate)]
+        for seed in self.config.study.seeds:
+            for arm in ARMS:
+                stages.append((f"arm/{arm}-{seed}", self.arm))
+        return stages
+
+    def arm(self, stage: str, stop: StopSignal) -> None:
+        """Back to the SFT checkpoint, train one arm, evaluate. An interrupted arm starts again."""
+        from training.stages.grpo import Parts, run_grpo
+        from training.stages.sft import run_sft
+
+        name, seed = stage.removeprefix("arm/").rsplit("-", 1)
+        config, learner, state = self.config, self.learner(), self.folder.state
+        learner.load(self.folder.path / "checkpoint-sft")
+        state.step, state.stage_seconds = 0, 0.0
+        self.sync.run()
+        try:
+            if name == "grpo":
+                learner.reset_optimizer()
+                if config.algorithm.kl_coef > 0:
+                    learner.keep_reference()
+                settings = config.grpo.model_copy(update={"checkpoint_steps": 10**9})
+                parts = Parts(self._pool, learner, self.sync)
+                tasks = self.tasks.grpo
+                run_grpo(
+                    settings, config.algorithm, int(seed) + 1, tasks, parts, self.store, self.folder, self.tracker, stop, stage
+                )
+            else:
+                settings_sft = config.sft.model_copy(update={"seconds": config.grpo.seconds, "steps": config.grpo.steps})
+                run_sft(settings_sft, int(seed) + 1, self.gold(), learner, self.folder, self.tracker, stop, stage)
+                self.sync.run()
+        finally:
+            state.checkpoint = "checkpoint-sft"
+        self.evaluate(f"eval/{name}-{seed}", stop)
+
+    def report(self) -> None:
+        results = compare(self.folder.path, self.config)
+        write_atomically(self.folder.path / "study.json", json.dumps(results, indent=1) + "\n")
+        draw(results, self.folder.path / "study.png")
+        print_study(results)
+        console.print(f"results: {self.folder.path / 'study.json'}", soft_wrap=True)
+
+
+def _metrics(path: Path, heldout: set[str]) -> list[EpisodeMetrics]:
+    played: list[Trajectory] = [t for t in read_file(path) if t.transcript.task_id in heldout]
+    return [t.metrics for t in played]
+
+
+def compare(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Blocks of every arm on the held-out tasks, and GRPO − SFT continued per seed and over all seeds."""
+    assert config.study is not None
+    start = [t for t in read_file(folder / "trajectories" / "eval-after_sft-0000.jsonl") if t.kind != "official"]
+    heldout = {t.transcript.task_id for t in start}
+    played = {
+        arm: {seed: _metrics(folder / "trajectories" / f"eval-{arm}-{seed}-0000.jsonl", heldout) for seed in config.study.seeds}
+        for arm in ARMS
+    }
+    pooled = {arm: [m for metrics in of_seed.values() for m in metrics] for arm, of_seed in played.items()}
+    kinds = sorted({t.kind for t in start})
+    return {
+        "seeds": config.study.seeds,
+        "heldout_tasks": len(heldout),
+        "seconds": {"sft": config.sft.seconds, "arm": config.grpo.seconds},
+        "checkpoint": block([t.metrics for t in start]),
+        "arms": {arm: {str(seed): block(m) for seed, m in of_seed.items()} for arm, of_seed in played.items()},
+        "by_kind": {
+            kind: {
+                "checkpoint": block([t.metrics for t in start if t.kind == kind])["action_f1"],
+                **{arm: block([m for m in pooled[arm] if m.kind == kind])["action_f1"] for arm in ARMS},
+            }
+            for kind in kinds
+        },
+        "difference": {
+            metric: {
+                "pooled": paired_difference(pooled["grpo"], pooled["sft_continued"], metric),
+                "grpo_minus_checkpoint": paired_difference(
+                    pooled["grpo"], [t.metrics for t in start] * len(config.study.seeds), metric
+                ),
+                **{
+                    str(seed): paired_difference(played["grpo"][seed], played["sft_continued"][seed], metric)
+                    for seed in config.study.seeds
+                },
+            }
+            for metric in METRICS
+        },
+    }
+
+
+def print_study(results: dict[str, Any]) -> None:
+    """The closing table."""
+    table = Table(title=f"{results['heldout_tasks']} held-out tasks, {len(results['seeds'])} seeds, fractions 0 to 1")
+    for column in ("metric", "checkpoint", *ARMS, "GRPO − SFT continued", "95% interval"):
+        table.add_column(column)
+    for metric in METRICS:
+        means = [sum(b[metric] for b in results["arms"][arm].values()) / len(results["seeds"]) for arm in ARMS]
+        difference = results["difference"][metric]["pooled"]
+        low, high = difference["ci95"]
+        table.add_row(
+            metric,
+            f"{results['checkpoint'][metric]:.3f}",
+            *(f"{m:.3f}" for m in means),
+            f"{difference['mean']:+.3f}",
+            f"[{low:+.3f}, {high:+.3f}]",
+        )
+    console.print(table)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Each metric at the checkpoint and after both arms (a dot for each seed), with the do-nothing floor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+    colours = {"grpo": "#2563eb", "sft_continued": "#f59e0b"}
+    for axis, metric in zip(axes, METRICS, strict=False):
+        axis.axhline(results["checkpoint"][metric], color="#6b7280", linewidth=1, label="SFT checkpoint")
+        for x, arm in enumerate(ARMS):
+            values = [b[metric] for b in results["arms"][arm].values()]
+            axis.bar(x, sum(values) / len(values), width=0.6, color=colours[arm], alpha=0.6)
+            axis.scatter([x] * len(values), values, color="black", s=14, zorder=3)
+        if metric == "write_db_match":
+            axis.axhline(results["checkpoint"]["noop_write_db_match"], color="#dc2626", linestyle="--", label="do nothing")
+        difference = results["difference"][metric]["pooled"]
+        low, high = difference["ci95"]
+        axis.set_title(f"{metric}\nΔ {difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]", fontsize=9)
+        axis.set_xticks(range(len(ARMS)), ["GRPO", "SFT continued"])
+        axis.set_ylim(0, 1)
+        axis.legend(fontsize=7)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+    temporary.replace(path)
