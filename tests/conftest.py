@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,30 @@ def packaged_data() -> DataSource:
 
 
 @pytest.fixture(scope="session")
-def smoke() -> Any:
-    """The smoke experiment's configuration."""
+def config() -> Any:
+    """A small, repeatable run on one machine's CPUs."""
     from training.config import load
 
-    return load(["+experiment=smoke", "cluster=local"])
+    return load(
+        [
+            "cluster=local",
+            "tracking=none",
+            "deterministic=true",
+            "model.max_model_len=2048",
+            "rollout.kv_cache_gib=1.0",
+            "rollout.max_concurrent=8",
+            "evaluate.heldout=12",
+            "sft.tasks=24",
+        ]
+    )
 
 
 @pytest.fixture(scope="session")
-def world_config(smoke: Any, smollm_path: Path, packaged_data: DataSource) -> Any:
-    """The smoke experiment's world: retail with the scripted customer, SmolLM2's tokenizer."""
+def world_config(config: Any, smollm_path: Path, packaged_data: DataSource) -> Any:
+    """Retail with the scripted customer, SmolLM2's tokenizer, compact prompts."""
     from training.main import world_config
 
-    return world_config(smoke, str(smollm_path), packaged_data)
+    return world_config(config, str(smollm_path), packaged_data)
 
 
 @pytest.fixture(scope="session")
@@ -94,30 +106,29 @@ def world(world_config: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def task_sets(world: Any, smoke: Any) -> Any:
+def task_sets(world: Any, config: Any) -> Any:
+    """The run's tasks: `test`, `heldout`, `sft`, `grpo`."""
     from training.tasks import choose_tasks
 
-    return choose_tasks(world.domain, smoke, grpo_tasks=16)
+    return choose_tasks(world.domain, config, grpo_tasks=16)
 
 
 @pytest.fixture(scope="session")
-def pool(cluster: None, world_config: Any, smollm_path: Path) -> Iterator[Any]:
-    """The session's one engine: vLLM with SmolLM2 in float32, in a rollout worker."""
-    from rollouts.engines.base import EngineConfig
+def pool(cluster: None, config: Any, world_config: Any, smollm_path: Path) -> Iterator[Any]:
+    """The session's one engine: vLLM with SmolLM2 in float32, in a rollout worker. Episodes are kept short."""
     from rollouts.scheduler import RolloutPool
 
-    engine = EngineConfig(str(smollm_path), dtype="float32", max_model_len=2048, max_num_seqs=8, kv_cache_gib=1.0, seeded=True)
-    pool = RolloutPool.start(world_config, engine, workers=1, max_concurrent=8)
+    short = replace(world_config, limits=replace(world_config.limits, max_steps=3, max_turn_tokens=32))
+    pool = RolloutPool.start(short, config.engine(str(smollm_path)), workers=1, max_concurrent=8)
     yield pool
     pool.close()
 
 
 @pytest.fixture(scope="session")
-def learner(cluster: None, smollm_path: Path) -> Iterator[Any]:
+def learner(cluster: None, config: Any, smollm_path: Path) -> Iterator[Any]:
     """One learner of the engine's model, in float32."""
-    from training.learner.base import LearnerConfig
     from training.learner.group import LearnerGroup
 
-    group = LearnerGroup.start(LearnerConfig(str(smollm_path), dtype="float32", threads=os.cpu_count()))
+    group = LearnerGroup.start(config.learner_config(str(smollm_path), os.cpu_count()))
     yield group
     group.close()
