@@ -1,0 +1,182 @@
+"""Learner ranks as Ray actors: two ranks compute what one does, and a rank that is lost is an error."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from safetensors.torch import load, load_file
+
+from envs.errors import TaudojoError
+from training.learner.base import LearnerConfig, Sample
+from training.learner.group import LearnerGroup
+from training.loss import PolicyLossConfig
+
+Start = Callable[..., LearnerGroup]
+
+
+@pytest.fixture(scope="module")
+def start(cluster: None, tiny_llama: Path) -> Iterator[Start]:
+    """Starts groups of tiny learners in float32; those still running at the end are closed."""
+    groups: list[LearnerGroup] = []
+
+    def start(world_size: int, port: int | None = None, **fields: Any) -> LearnerGroup:
+        config = LearnerConfig(str(tiny_llama), dtype="float32", threads=1, **fields)
+        groups.append(LearnerGroup.start(config, world_size=world_size, port=port))
+        return groups[-1]
+
+    yield start
+    for group in groups:
+        group.close()
+
+
+@pytest.fixture(scope="module")
+def one(start: Start) -> LearnerGroup:
+    return start(1, micro_batch_tokens=160)
+
+
+@pytest.fixture(scope="module")
+def two(start: Start) -> LearnerGroup:
+    """Its micro-batches are not those of `one`, and not equally many on both ranks."""
+    return start(2, micro_batch_tokens=160)
+
+
+@pytest.fixture
+def fresh(one: LearnerGroup, two: LearnerGroup, tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnerGroup, LearnerGroup]:
+    """Both groups at the same weights, with empty optimizers."""
+    folder = tmp_path_factory.mktemp("same")
+    one.save(folder, {})
+    for group in (one, two):
+        group.load(folder)
+        group.reset_optimizer()
+    return one, two
+
+
+def samples(seed: int, number: int = 7) -> list[Sample]:
+    """Of different lengths, half of them with a shared prompt, ready for any loss."""
+    rng = np.random.default_rng(seed)
+    prompt = rng.integers(0, 512, 30).tolist()
+    made = []
+    for n in range(number):
+        ids = (prompt if n % 2 else []) + rng.integers(0, 512, 20 + 9 * n).tolist()
+        made.append(
+            Sample(
+                ids,
+                [at % 3 != 0 and at > 10 for at in range(len(ids))],
+                advantages=[float(rng.normal())] * len(ids),
+                sampler_logprobs=rng.normal(-6.0, 0.5, len(ids)).tolist(),
+            )
+        )
+    return made
+
+
+def published(group: LearnerGroup) -> dict[str, Any]:
+    return load(ray.get(group.publish()).tobytes())
+
+
+def equal_runs(
+    groups: tuple[LearnerGroup, LearnerGroup], loss: PolicyLossConfig | None, prepare: Any = lambda batch: batch
+) -> None:
+    """Three updates: every metric of every step, then the weights."""
+    for step in range(3):
+        batch = prepare(samples(step))
+        alone, together = (group.update(batch, loss, lr=1e-3) for group in groups)
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4), f"step {step}"
+        assert together.keys() == alone.keys()
+        for name in alone.keys() - {"seconds", "unique_tokens"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-4), f"{name} at step {step}"
+    expected, got = (published(group) for group in groups)
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (got[name] - tensor).abs().max().item() < 1e-3, name  # a tenth of what three steps of 1e-3 may move
+
+
+def test_two_ranks_give_the_sft_losses_of_one(fresh: tuple[LearnerGroup, LearnerGroup]):
+    equal_runs(fresh, None)
+
+
+def test_two_ranks_give_the_policy_losses_of_one(fresh: tuple[LearnerGroup, LearnerGroup]):
+    equal_runs(fresh, PolicyLossConfig())
+
+
+def test_two_ranks_give_the_losses_of_one_with_a_reference_and_several_updates(fresh: tuple[LearnerGroup, LearnerGroup]):
+    one, two = fresh
+    for group in fresh:
+        group.keep_reference()
+
+    def with_logprobs(batch: list[Sample]) -> list[Sample]:
+        old, reference = one.logprobs(batch), one.logprobs(batch, reference=True)
+        assert two.logprobs(batch, reference=True)[3] == pytest.approx(reference[3], abs=1e-4)
+        return [replace(s, old_logprobs=o, reference_logprobs=r) for s, o, r in zip(batch, old, reference, strict=True)]
+
+    equal_runs(fresh, PolicyLossConfig(kl_coef=0.1, aggregation="seq-mean-token-sum"), with_logprobs)
+
+
+def test_log_probs_come_back_in_the_order_of_the_batch(fresh: tuple[LearnerGroup, LearnerGroup]):
+    batch = samples(5)
+    alone, together = (group.logprobs(batch) for group in fresh)
+    assert [len(row) for row in together] == [len(s.token_ids) for s in batch]
+    for expected, got in zip(alone, together, strict=True):
+        assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
+    one, two = fresh
+    for step in range(2):
+        two.update(samples(step), None, 1e-3)
+    two.save(tmp_path, {"stage": "sft", "step": 2})
+    assert one.load(tmp_path) == {"stage": "sft", "step": 2}
+    losses = [[group.update(samples(step), None, 1e-3)["loss"] for step in (2, 3)] for group in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_an_exported_folder_is_what_is_published(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    for number, group in enumerate(fresh):
+        group.export(tmp_path / str(number))
+        weights = published(group)
+        stored = load_file(tmp_path / str(number) / "model.safetensors")
+        assert stored.keys() == weights.keys()
+        assert all((stored[name] == weights[name]).all() for name in weights)
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / str(number)).config.tie_word_embeddings
+
+
+def test_a_rank_without_samples_takes_part(fresh: tuple[LearnerGroup, LearnerGroup]):
+    alone, together = (group.update(samples(0, number=1), None, 1e-3) for group in fresh)
+    assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+
+
+@pytest.mark.xfail(strict=True, reason="a stand-in sample has no advantages, and counts as a token of ratio 1")
+def test_a_rank_without_samples_takes_part_in_a_policy_update(start: Start):
+    groups = start(1), start(2)
+    alone, together = (group.update(samples(0, number=1), PolicyLossConfig(), 1e-3) for group in groups)
+    assert {name: together[name] for name in alone.keys() - {"seconds"}} == pytest.approx(
+        {name: alone[name] for name in alone.keys() - {"seconds"}}, rel=1e-4, abs=1e-4
+    )
+
+
+def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start):
+    group = start(2)
+    group.update(samples(0), None, 1e-3)
+    ray.kill(group._workers[1])
+    begin = time.monotonic()
+    with pytest.raises((TaudojoError, RuntimeError)):  # the rank's death, or the broken connection that the other one sees
+        group.update(samples(1), None, 1e-3)
+    assert time.monotonic() - begin < 30
+
+
+def test_a_rendezvous_port_in_use_is_one_sentence(start: Start):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(TaudojoError, match=rf"port {port} is in use; set cluster\.rendezvous_port"):
+            start(1, port=port)

@@ -1,0 +1,298 @@
+"""The FSDP learner on one rank: its numbers are those of plain Hugging Face, and they repeat to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from training.learner.base import LearnerConfig, LossInputs, LossOutputs, Sample
+from training.learner.fsdp import FSDPLearner, single_process
+from training.loss import PolicyLossConfig, policy_loss, sft_loss
+
+Make = Callable[..., FSDPLearner]
+
+
+@pytest.fixture
+def make(tiny_llama: Path) -> Iterator[Make]:
+    """Learners of the tiny model, in float32 unless said otherwise. What they set for the process is put back."""
+    single_process()
+    before = torch.are_deterministic_algorithms_enabled()
+    yield lambda **fields: FSDPLearner(LearnerConfig(str(tiny_llama), **{"dtype": "float32"} | fields))
+    torch.use_deterministic_algorithms(before)
+
+
+def random_samples(seed: int = 0, groups: int = 2, members: int = 3, advantages: bool = False) -> list[Sample]:
+    """Groups that share a prompt and first turns, as episodes do; masks of several turns."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for _ in range(groups):
+        prompt = rng.integers(0, 512, 40).tolist()
+        shared = rng.integers(0, 512, 12).tolist()
+        for member in range(members):
+            ids = prompt + shared[: 12 - 3 * member] + rng.integers(0, 512, 20 + 5 * member).tolist()
+            mask = [at >= 40 and at % 7 != 0 for at in range(len(ids))]
+            extra: dict[str, Any] = {}
+            if advantages:
+                extra = {
+                    "advantages": [float(rng.normal())] * len(ids),
+                    "sampler_logprobs": rng.normal(-5.0, 1.0, len(ids)).tolist(),
+                }
+            samples.append(Sample(ids, mask, **extra))
+    return samples
+
+
+def hf_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def hf_logprobs(model: Any, sample: Sample, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of tokens 1, 2, … and the entropy there, one sample at a time."""
+    ids = torch.tensor(list(sample.token_ids))[None]
+    logits = model(input_ids=ids).logits[0, :-1].float() / temperature
+    logp = torch.log_softmax(logits, -1)
+    return logp.gather(1, ids[0, 1:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def hf_sft_loss(model: Any, samples: list[Sample]) -> Tensor:
+    picked = [hf_logprobs(model, s)[0][torch.tensor(s.loss_mask[1:])] for s in samples]
+    return -torch.cat(picked).mean()
+
+
+def state(learner: FSDPLearner) -> dict[str, Tensor]:
+    """Copies of the float32 masters."""
+    return {name: p.detach().to_local().clone() for name, p in learner.policy.model.named_parameters()}  # type: ignore[operator]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def descend(learner: FSDPLearner) -> FSDPLearner:
+    """Plain gradient descent without clipping: a step of rate 1 moves the weights by the gradient itself."""
+    learner.optimizer = torch.optim.SGD(learner.policy.parameters(), lr=1.0)  # type: ignore[assignment]
+    learner.config = replace(learner.config, max_grad_norm=1e9)
+    return learner
+
+
+# -- the numbers are Hugging Face's
+
+
+@pytest.mark.parametrize("prefix_tree", [True, False])
+def test_log_probs_equal_hugging_face_s(make: Make, tiny_llama: Path, prefix_tree: bool):
+    samples, model = random_samples(), hf_model(tiny_llama)
+    ours = make(prefix_tree=prefix_tree, temperature=0.7).logprobs(samples)
+    for sample, got in zip(samples, ours, strict=True):
+        with torch.no_grad():
+            expected, _ = hf_logprobs(model, sample, temperature=0.7)
+        assert got[0] == 0.0
+        assert got[1:] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prefix_tree": True},
+        {"prefix_tree": False},
+        {"prefix_tree": True, "micro_batch_tokens": 64, "logits_chunk": 16},
+        {"prefix_tree": True, "gradient_checkpointing": True},
+    ],
+    ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items()),
+)
+def test_loss_and_gradients_equal_hugging_face_s(make: Make, tiny_llama: Path, settings: dict[str, Any]):
+    samples, model = random_samples(), hf_model(tiny_llama)
+    expected = hf_sft_loss(model, samples)
+    expected.backward()
+    learner = descend(make(**settings))
+    before = state(learner)
+    metrics = learner.update(samples, sft_loss, lr=1.0)
+    after = state(learner)
+    assert metrics["loss"] == pytest.approx(expected.item(), abs=1e-5)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert gradients.keys() == before.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(before[name] - after[name], gradient, rtol=0, atol=1e-5, msg=name)
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_three_adamw_steps_equal_hugging_face_s(make: Make, tiny_llama: Path):
+    samples, model = random_samples(), hf_model(tiny_llama)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    learner = make(weight_decay=0.1)
+    for step in range(3):
+        loss = hf_sft_loss(model, samples)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        assert learner.update(samples, sft_loss, 1e-3)["loss"] == pytest.approx(loss.item(), abs=1e-5), step
+
+
+def test_entropy_is_the_mean_over_loss_tokens(make: Make, tiny_llama: Path):
+    samples, model = random_samples(), hf_model(tiny_llama)
+    with torch.no_grad():
+        entropies = torch.cat([hf_logprobs(model, s, 0.8)[1][torch.tensor(s.loss_mask[1:])] for s in samples])
+    metrics = make(temperature=0.8).update(samples, sft_loss, 1e-5)
+    assert metrics["entropy"] == pytest.approx(entropies.mean().item(), abs=1e-4)
+    assert metrics["loss_tokens"] == len(entropies)
+
+
+@pytest.mark.parametrize("loss", ["sft", "policy"])
+def test_tree_micro_batches_and_plain_packing_give_the_same_update(make: Make, loss: str):
+    samples = random_samples(advantages=True)
+    function = sft_loss if loss == "sft" else policy_loss(PolicyLossConfig(tis_cap=2.0))
+    results = []
+    for settings in ({}, {"prefix_tree": False}, {"micro_batch_tokens": 64}, {"prefix_tree": False, "micro_batch_tokens": 64}):
+        learner = descend(make(**settings))
+        metrics = learner.update(samples, function, 1.0)
+        results.append((metrics, state(learner)))
+    (first, weights), *others = results
+    assert first["unique_tokens"] < first["tokens"] == others[0][0]["unique_tokens"]
+    for metrics, other in others:
+        for name in metrics.keys() - {"unique_tokens"}:
+            assert metrics[name] == pytest.approx(first[name], abs=1e-4, rel=1e-4), name
+        for name in weights:
+            torch.testing.assert_close(other[name], weights[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_sample_without_loss_tokens_changes_nothing(make: Make):
+    samples = random_samples()
+    silent = Sample([1, 2, 3], [True, False, False])  # the first token has no prediction
+    one, other = make(), make()
+    assert one.update(samples, sft_loss, 1e-3)["loss"] == pytest.approx(other.update([silent, *samples], sft_loss, 1e-3)["loss"])
+    with pytest.raises(ValueError, match="without loss tokens"):
+        one.update([silent], sft_loss, 1e-3)
+
+
+def test_the_gradient_is_clipped_to_its_norm(make: Make):
+    learner = make(max_grad_norm=0.01)
+    learner.optimizer = torch.optim.SGD(learner.policy.parameters(), lr=1.0)  # type: ignore[assignment]
+    before = state(learner)
+    metrics = learner.update(random_samples(), sft_loss, lr=1.0)
+    after = state(learner)
+    assert metrics["grad_norm"] > 0.01  # as it was before
+    moved = torch.stack([(after[n] - before[n]).norm() for n in before]).norm().item()
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+# -- repetition
+
+
+def test_the_same_updates_twice_are_identical(make: Make):
+    runs = []
+    for _ in range(2):
+        learner = make(deterministic=True, seed=3)
+        metrics = [learner.update(random_samples(step), sft_loss, 1e-3) for step in range(2)]
+        runs.append((metrics, state(learner)))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+
+
+def test_a_loaded_checkpoint_goes_on_bit_for_bit(make: Make, tmp_path: Path):
+    unbroken = make()
+    for step in range(2):
+        unbroken.update(random_samples(step), sft_loss, 1e-3)
+    unbroken.save(tmp_path, {"stage": "sft", "step": 2})
+    expected = [unbroken.update(random_samples(step), sft_loss, 1e-3) for step in (2, 3)]
+    resumed = make()
+    assert resumed.load(tmp_path) == {"stage": "sft", "step": 2}
+    assert [resumed.update(random_samples(step), sft_loss, 1e-3) for step in (2, 3)] == expected
+    assert same(state(resumed), state(unbroken))
+
+
+def test_saving_between_updates_changes_nothing(make: Make, tmp_path: Path):
+    quiet, saving = make(), make()
+    saving.logprobs(random_samples(9))
+    for step in range(3):
+        assert saving.update(random_samples(step), sft_loss, 1e-3) == quiet.update(random_samples(step), sft_loss, 1e-3)
+        (tmp_path / str(step)).mkdir()
+        saving.save(tmp_path / str(step), {})
+        saving.logprobs(random_samples(9))
+    assert same(state(quiet), state(saving))
+
+
+def test_a_fresh_optimizer_forgets_its_moments(make: Make, tmp_path: Path):
+    learner = make()
+    for step in range(3):
+        learner.update(random_samples(step), sft_loss, 1e-3)
+    weights = state(learner)
+    learner.reset_optimizer()
+    other = make()
+    other._fill(list(weights.values()))
+    assert learner.update(random_samples(7), sft_loss, 1e-3) == other.update(random_samples(7), sft_loss, 1e-3)
+    assert same(state(learner), state(other))
+
+
+# -- weights
+
+
+def test_weights_have_hugging_face_s_names_and_a_tied_head_comes_once(make: Make, tiny_llama: Path):
+    model = hf_model(tiny_llama)
+    weights = dict(make().weights())
+    assert weights.keys() == dict(model.named_parameters()).keys()
+    assert "model.embed_tokens.weight" in weights
+    assert "lm_head.weight" not in weights
+    for name, parameter in model.named_parameters():
+        assert torch.equal(weights[name], parameter), name
+
+
+def test_weights_travel_in_the_compute_type_over_float32_masters(make: Make):
+    learner = make(dtype="bfloat16")
+    learner.update(random_samples(), sft_loss, 1e-4)
+    assert {tensor.dtype for _, tensor in learner.weights()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in state(learner).values()} == {torch.float32}
+
+
+def test_an_untied_head_is_published(tiny_llama: Path, tmp_path: Path):
+    single_process()
+    model = hf_model(tiny_llama)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(copy.deepcopy(model.lm_head.weight.detach()) + 1.0)
+    model.save_pretrained(tmp_path)
+    weights = dict(FSDPLearner(LearnerConfig(str(tmp_path), dtype="float32")).weights())
+    assert torch.equal(weights["lm_head.weight"], model.lm_head.weight)
+
+
+def test_the_reference_is_the_policy_as_it_was_when_it_was_kept(make: Make):
+    learner, samples = make(), random_samples()
+    at_first = learner.logprobs(samples)
+    learner.keep_reference()
+    learner.update(samples, sft_loss, 1e-2)
+    trained = learner.logprobs(samples)
+    assert trained != at_first
+    with learner.reference():
+        assert learner.logprobs(samples) == at_first
+    assert learner.logprobs(samples) == trained
+    control = make()
+    control.update(samples, sft_loss, 1e-2)
+    assert learner.update(samples, sft_loss, 1e-2) == control.update(samples, sft_loss, 1e-2)
+
+
+# -- failures
+
+
+def test_a_gradient_that_is_not_finite_stops_the_step(make: Make):
+    def broken(inputs: LossInputs) -> LossOutputs:
+        return LossOutputs(inputs.logprobs_BT.sum() * float("nan"))
+
+    learner, samples = make(), random_samples()
+    before = state(learner)
+    with pytest.raises(FloatingPointError, match="gradient norm is nan; the step was not taken"):
+        learner.update(samples, broken, 1e-3)
+    assert same(state(learner), before)
+    assert learner.update(samples, sft_loss, 1e-3) == make().update(samples, sft_loss, 1e-3)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_os_error(make: Make, tmp_path: Path):
+    (tmp_path / "learner").write_text("a file where a folder must be")
+    with pytest.raises(OSError):
+        make().save(tmp_path, {})
