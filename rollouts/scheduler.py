@@ -52,7 +52,7 @@ class RolloutPool:
             TaudojoError: an engine did not start; the message is the engine's own.
         """
         threads = {"OMP_NUM_THREADS": str(engine.cores or os.cpu_count() or 1)}
-        remote = ray.remote(RolloutWorker).options(
+        remote: Any = ray.remote(RolloutWorker).options(
             num_cpus=0 if num_gpus else 1, num_gpus=num_gpus, max_concurrency=1000, runtime_env={"env_vars": threads}
         )
         actors = [remote.remote(world, engine) for _ in range(workers)]

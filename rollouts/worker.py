@@ -114,7 +114,7 @@ class RolloutWorker:
         folder = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
         with tempfile.NamedTemporaryFile(dir=folder, prefix="taudojo-weights-", suffix=".safetensors") as file:
             try:
-                file.write(memoryview(safetensors))
+                file.write(safetensors.data)
                 file.flush()
             except OSError as error:
                 raise TaudojoError(

@@ -69,7 +69,7 @@ class RolloutSection(Section):
 class LearnerSection(Section):
     backend: Literal["fsdp"] = "fsdp"
     micro_batch_tokens: int = Field(4096, ge=1)
-    logits_chunk: int = Field(1024, ge=1)
+    logits_chunk: int = Field(512, ge=1)
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
     weight_decay: float = Field(0.0, ge=0)

@@ -21,10 +21,14 @@ from typing import Any
 import psutil
 from rich.table import Table
 
+try:
+    from envs.identity import ensure_own_packages
+except ImportError:
+    print("taudojo: the package envs is somebody else's; run from another folder or mend PYTHONPATH", file=sys.stderr)
+    raise SystemExit(2) from None
 from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
-from envs.identity import ensure_own_packages
 from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped; go on with: python -m training.main resume={_shown(Path(str(stopped)))}")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("\nstopped at once; the newest checkpoint is whole: go on with resume=<run folder>")
+        print("\nstopped before the run began")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in (28, 122):  # ENOSPC, EDQUOT
@@ -85,7 +89,7 @@ def run(config: RunConfig) -> RunFolder:
     try:
         with StopSignal() as stop:
             session.run(stop)
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(str(folder.path)) from error
     finally:
         session.close()
@@ -333,6 +337,8 @@ def start_ray(config: RunConfig) -> None:
     cluster = config.cluster
     if ray.is_initialized():
         return
+    # Ray gives its workers a low priority; here they are the work, and any other process would starve them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster.address:
         settings["address"] = cluster.address

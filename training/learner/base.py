@@ -76,7 +76,7 @@ class LearnerConfig:
     dtype: str = "bfloat16"  # of parameters in the forward and backward pass; masters and optimizer are float32
     device: str = "cpu"
     micro_batch_tokens: int = 4096
-    logits_chunk: int = 1024  # rows of logits in memory at once
+    logits_chunk: int = 512  # rows of logits in memory at once
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
     temperature: float = 1.0  # log-probs are those of the sampling distribution

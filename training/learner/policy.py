@@ -6,10 +6,11 @@ no `[tokens, vocabulary]` tensor is ever held.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from training.learner.tree import PrefixTree
 
@@ -33,28 +34,65 @@ class Policy(nn.Module):
             tree=tree,
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        hidden_P = hidden[predictors_P]
-        logprobs, entropies = [], []
-        for chunk, targets in zip(hidden_P.split(self.logits_chunk), targets_P.split(self.logits_chunk), strict=True):
-            logprob, entropy = checkpoint(
-                _chunk_logprobs, chunk, head.weight, head.bias, targets, self.temperature, use_reentrant=False
-            )
-            logprobs.append(logprob)
-            entropies.append(entropy)
-        return torch.cat(logprobs), torch.cat(entropies)
+        return _LogProbs.apply(hidden[predictors_P], head.weight, head.bias, targets_P, self.temperature, self.logits_chunk)
 
 
-def _chunk_logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """hidden `[rows, dim]` → log-probability of `targets` and entropy, both `[rows]`. The entropy carries no gradient."""
-    logits = nn.functional.linear(hidden, weight, bias).float() / temperature
-    normaliser = torch.logsumexp(logits, dim=-1)
-    logprob = logits.gather(1, targets[:, None])[:, 0] - normaliser
-    with torch.no_grad():
-        probabilities = torch.exp(logits - normaliser[:, None])
-        entropy = normaliser - (probabilities * logits).sum(-1)
-    return logprob, entropy
+class _LogProbs(torch.autograd.Function):
+    """Log-probability of each target and entropy, a chunk of logits at a time, in place.
+
+    The gradient of a log-probability is known: (one-hot − softmax) for the logits. Written out, the backward pass holds one chunk
+    of logits instead of the five copies that autograd keeps. The entropy carries no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_P: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = [], [], []
+        for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True):
+            logits = _logits(hidden, weight_VD, bias_V, temperature)
+            normaliser = torch.logsumexp(logits, dim=-1)
+            logits.sub_(normaliser[:, None])
+            logprobs.append(logits.gather(1, targets[:, None])[:, 0])
+            entropies.append(-logits.exp().mul_(logits).sum(-1))
+            normalisers.append(normaliser)
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, torch.cat(normalisers))
+        ctx.temperature, ctx.chunk = temperature, chunk
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_PD, weight_VD, bias_V, targets_P, normaliser_P = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden_PD)
+        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
+        grad_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        for start in range(0, len(hidden_PD), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
+            logits = _logits(hidden, weight_VD, bias_V, ctx.temperature)
+            grad_logits = logits.sub_(normaliser_P[rows, None]).exp_().mul_(-grad)
+            grad_logits.scatter_add_(1, targets_P[rows, None], grad)
+            grad_logits = grad_logits.to(hidden.dtype)
+            torch.mm(grad_logits, weight_VD, out=grad_hidden[rows])
+            grad_weight += grad_logits.T @ hidden
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight.to(weight_VD.dtype), grad_bias, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """float32 `[rows, vocabulary]` of the sampling distribution; the caller may write into it."""
+    logits = nn.functional.linear(hidden, weight, bias)
+    logits = logits.float() if logits.dtype != torch.float32 else logits
+    return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def loss_positions(

@@ -38,7 +38,7 @@ def run_study(config: RunConfig) -> int:
     try:
         with StopSignal() as stop:
             session.run(stop)
-    except Interrupted as error:
+    except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(str(folder.path)) from error
     finally:
         session.close()
