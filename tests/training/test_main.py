@@ -1,0 +1,253 @@
+"""The command: what a user can put right is one sentence and exit status 2, whatever it was and wherever it is run from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from training import main as command
+from training.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ["+experiment=smoke", "cluster=local"]
+SUMMARY_KEYS = {"version", "data", "model", "user", "prompt", "seed", "before", "after_sft", "after_grpo", "seconds", "tokens"}
+BLOCK_KEYS = {
+    "n",
+    "well_formed",
+    "action_f1",
+    "action_exact",
+    "write_db_match",
+    "noop_write_db_match",
+    "official_reward",
+    "reward",
+    "ci95",
+}
+#: Names of numbers that a clock decides.
+TIMES = re.compile(r"seconds|_s$|tokens_per_s|time_s")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smollm_path: Path) -> Path:
+    """A working folder that is not the project's. Nothing that a run starts or closes is started or closed for the session."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(command.Session, "start_pool", lambda self: pytest.fail("the engine was started"))
+    return tmp_path
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("taudojo: ")
+    return lines[0]
+
+
+def run_module(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "training.main", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sft.batchsize=3"], r"no config key sft\.batchsize; did you mean sft\.batch_size\?"),
+        (["+experiment=grop"], r"no such experiment; did you mean grpo\?"),
+        (["model.path=/nope/x"], r"model\.path=/nope/x: no such folder"),
+        (["env.data.source=path", "env.data.path=/nope/tau2"], r"/nope/tau2 does not exist"),
+        (["env.data.source=path"], r"needs a folder"),
+        (["rollout.kv_cache_gib=100000"], r"too little memory: the run needs about 10000\d\.\d GiB .*rollout\.kv_cache_gib"),
+        (["sft.kinds=[cancle]"], r"sft\.kinds: there is no task kind cancle \(have: "),
+        (["resume=outputs/nothing"], r"resume=outputs/nothing: there is no config\.yaml"),
+        (["output_dir=file/outputs"], r"cannot write the run folder file/outputs/.*; set output_dir"),
+        (["env.domain=retial"], r"retial"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_sentence_and_status_2(
+    in_process: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+):
+    (in_process / "file").write_text("not a folder")
+    base = [] if any("experiment" in o or o.startswith("resume=") for o in overrides) else SMOKE
+    assert main([*base, *overrides]) == 2
+    assert re.search(message, sentence(capsys))
+
+
+def test_too_little_disk_is_one_sentence(in_process: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
+    assert main(SMOKE) == 2
+    assert "too little disk: checkpoints need about 5 GB and 3.0 GB are free in outputs; make room" in sentence(capsys)
+
+
+@pytest.mark.parametrize("number", [28, 122])
+def test_a_disk_that_fills_up_during_the_run_is_one_sentence(
+    in_process: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "outputs/run/metrics.jsonl")
+
+    monkeypatch.setattr(command.Session, "start_pool", full)
+    assert main(SMOKE) == 2
+    assert "the disk is full (outputs/run/metrics.jsonl); make room, then resume the run" in sentence(capsys)
+
+
+def test_an_error_of_ours_is_not_hidden(in_process: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(command.Session, "start_pool", broken)
+    with pytest.raises(KeyError):
+        main(SMOKE)
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    in_process: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(command.Session, "start_pool", interrupt)
+    assert main(SMOKE) == 130
+    out = capsys.readouterr().out
+    assert re.search(r"go on with: python -m training\.main resume=outputs/smoke-\d{8}-\d{6}\n", out)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_is_used_where_there_is_one_and_nothing_was_chosen(monkeypatch: pytest.MonkeyPatch, gpu: bool):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert command.with_device_defaults(["seed=1"]) == (["seed=1", "cluster=gpu"] if gpu else ["seed=1"])
+    assert command.with_device_defaults(["cluster=local"]) == ["cluster=local"]
+    assert command.with_device_defaults(["resume=outputs/x"]) == ["resume=outputs/x"]
+
+
+def test_the_process_ends_with_status_2_and_without_a_traceback_from_any_folder(tmp_path: Path):
+    for cwd in (ROOT, tmp_path):
+        done = run_module("+experiment=smoke", "sft.batchsize=3", cwd=cwd)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr + done.stdout
+        last = done.stderr.splitlines()[-1]
+        assert last == "taudojo: there is no config key sft.batchsize; did you mean sft.batch_size?"
+
+
+def test_a_hub_id_without_network_ends_with_status_2(tmp_path: Path):
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    done = run_module(*SMOKE, "model=qwen3_0_6b", cwd=tmp_path, **offline)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Qwen/Qwen3-0.6B is no folder here and the hub cannot be reached" in done.stderr.splitlines()[-1]
+
+
+# -- the whole smoke run
+
+
+def start_smoke(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """In a process group of its own, so that a signal reaches what a terminal's Ctrl-C would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.main", *SMOKE, *overrides],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def only_run(cwd: Path) -> Path:
+    (folder,) = (cwd / "outputs").iterdir()
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
+    return [
+        (line["stage"], line["step"], {name: value for name, value in line["metrics"].items() if not TIMES.search(name)})
+        for line in lines_of(folder)
+    ]
+
+
+@pytest.mark.slow
+def test_the_smoke_run_repeats_itself_and_leaves_what_it_promises(tmp_path: Path):
+    folders = []
+    for name in ("first", "second"):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        process = start_smoke(cwd)
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out
+        folders.append(only_run(cwd))
+
+    first, second = map(timeless, folders)
+    assert [line[:2] for line in first] == [line[:2] for line in second]
+    assert {stage for stage, _, _ in first} == {"eval/before", "sft", "eval/after_sft", "grpo", "eval/after_grpo"}
+    for one, other in zip(first, second, strict=True):
+        assert one == other, one[:2]
+
+    folder = folders[0]
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "curves.png", "final_model/model.safetensors"):
+        assert (folder / name).is_file(), name
+    assert (folder / "merged_model" / "tokenizer.json").is_file()
+    assert list(folder.glob("checkpoint-*/learner"))
+    assert not list(folder.glob(".*.partial"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == SUMMARY_KEYS
+    assert summary["data"].keys() == {"source", "version"}
+    assert {"setup", "sft", "grpo", "eval", "total"} <= summary["seconds"].keys()
+    for stage in ("before", "after_sft", "after_grpo"):
+        assert summary[stage].keys() == {"test", "heldout"}
+        for block in summary[stage].values():
+            assert block.keys() == BLOCK_KEYS
+            rates = [block[key] for key in BLOCK_KEYS - {"n", "ci95", "reward"}]
+            assert all(rate is None or 0.0 <= rate <= 1.0 for rate in rates)
+            assert all(low <= high for low, high in (pair for pair in block["ci95"].values() if pair and None not in pair))
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_sft_leaves_a_run_that_resuming_finishes(tmp_path: Path):
+    process = start_smoke(tmp_path, "sft.steps=40", "grpo.steps=1")
+    deadline = time.monotonic() + 300
+    while not any(line["stage"] == "sft" for line in running_lines(tmp_path)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    folder = only_run(tmp_path)
+    assert re.search(rf"go on with: python -m training\.main resume=outputs/{folder.name}$", out, re.MULTILINE), out
+
+    stopped = json.loads((folder / "state.json").read_text())
+    assert stopped["done"] == ["eval/before"]
+    assert 0 < stopped["step"] < 40
+    assert (folder / stopped["checkpoint"] / "learner").is_dir()
+    done = run_module(f"resume=outputs/{folder.name}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in lines_of(folder) if line["stage"] == "sft"] == list(range(40))
+    assert json.loads((folder / "summary.json").read_text()).keys() == SUMMARY_KEYS
+
+
+def running_lines(cwd: Path) -> list[dict[str, Any]]:
+    """The metrics so far of a run that may not have begun to write any."""
+    files = list((cwd / "outputs").glob("*/metrics.jsonl")) if (cwd / "outputs").is_dir() else []
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
