@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
     import ray
 
     ray.init(
-        num_cpus=6,
+        num_cpus=8,
         object_store_memory=2**30,
         include_dashboard=False,
         log_to_driver=False,
