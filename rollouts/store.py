@@ -38,5 +38,5 @@ def read_file(path: Path) -> Iterator[Trajectory]:
         for number, line in enumerate(file, 1):
             try:
                 yield Trajectory.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}:{number}: not a trajectory ({error})") from error
