@@ -1,0 +1,161 @@
+"""vLLM with a real model against the learner: same numbers, proven weight sync, repeatable lock-step.
+
+One engine and one learner for all tests (tests/conftest.py), both SmolLM2 in float32. Each test puts the weights that it needs
+into the engine itself, so their order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from envs.errors import TaudojoError
+from rollouts.gold import gold_trajectories
+from rollouts.scheduler import RolloutPool, get
+from rollouts.trajectory import EpisodeRequest, Trajectory
+from training.learner.base import Sample
+from training.sync import WeightSync
+
+LAYER = "model.layers.7.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def gold(world: Any, task_sets: Any) -> list[Sample]:
+    """The expert's episodes as training samples."""
+    played = gold_trajectories(world, task_sets.sft[:4])
+    return [Sample(s.token_ids, s.loss_mask) for t in played for s in t.segments]
+
+
+@pytest.fixture
+def sync(pool: RolloutPool, learner: Any, gold: list[Sample]) -> WeightSync:
+    """A sync whose engine has the learner's weights."""
+    sync = WeightSync(learner, pool, [list(s.token_ids[:700]) for s in gold[:2]], "float32")
+    sync.run()
+    return sync
+
+
+def stored_weights(folder: Path) -> Any:
+    """The model folder's own weights, as `learner.publish` would give them."""
+    return ray.put(np.frombuffer((folder / "model.safetensors").read_bytes(), np.uint8))
+
+
+def changed_weights(learner: Any, name: str, factor: float) -> Any:
+    from safetensors.torch import load, save
+
+    weights = load(ray.get(learner.publish()).tobytes())
+    weights[name] = weights[name] * factor
+    return ray.put(np.frombuffer(save(weights), np.uint8))
+
+
+def load_stale_head(pool: RolloutPool, weights: Any, version: int) -> None:
+    """As a sync that forgets the packed copy of a tied head."""
+    get([w.load_weights.remote(weights, version, skip=("lm_head",)) for w in pool._workers], 120, "weights without the head")
+
+
+def requests(task_sets: Any, number: int, temperature: float) -> list[EpisodeRequest]:
+    tasks: Sequence[Any] = task_sets.heldout[:number]
+    return [EpisodeRequest(t, seed=100 + n, stage="test", group=n, temperature=temperature) for n, t in enumerate(tasks)]
+
+
+def sampled(trajectory: Trajectory) -> np.ndarray:
+    """Sampled tokens and the log-probs that they were sampled with, `[tokens, 2]`."""
+    rows = [
+        (token, logprob)
+        for s in trajectory.segments
+        for token, logprob, masked in zip(s.token_ids, s.logprobs, s.loss_mask, strict=True)
+        if masked
+    ]
+    return np.array(rows)
+
+
+def test_log_probs_equal_hugging_face_s(pool: RolloutPool, gold: list[Sample], smollm_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    pool.load_weights(stored_weights(smollm_path), version=1)
+    prompts = [list(s.token_ids[:700]) for s in gold[:2]]
+    (scores,) = pool.score(prompts)
+    model = AutoModelForCausalLM.from_pretrained(smollm_path, dtype=torch.float32)
+    for prompt, row in zip(prompts, scores, strict=True):
+        ids = torch.tensor(prompt)[None]
+        with torch.no_grad():
+            logp = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float(), -1)
+        expected = logp.gather(1, ids[0, 1:, None])[:, 0].numpy()
+        assert row[0] == 0.0
+        assert np.abs(np.array(row[1:]) - expected).max() < 1e-3
+
+
+def test_an_update_is_a_gap_until_it_is_synced(sync: WeightSync, learner: Any, gold: list[Sample]):
+    before = sync.probe()
+    assert before[0] < 1e-3
+    learner.update(gold[:2], None, lr=1e-4)
+    with pytest.raises(TaudojoError, match="does not have the learner's weights"):
+        sync.probe()
+    report = sync.run()
+    assert report.mean_gap < 1e-3
+    assert report.max_gap < 1e-2
+
+
+def test_one_corrupted_tensor_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPool, learner: Any):
+    pool.load_weights(changed_weights(learner, LAYER, 1.0), version=50)
+    sync.probe()
+    pool.load_weights(changed_weights(learner, LAYER, 1.5), version=51)
+    with pytest.raises(TaudojoError, match="does not have the learner's weights"):
+        sync.probe()
+
+
+def test_a_stale_head_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPool, learner: Any, gold: list[Sample]):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("only the CPU backend keeps a packed copy of the head")
+    learner.update(gold[:2], None, lr=1e-3)
+    weights = learner.publish()
+    load_stale_head(pool, weights, version=60)
+    with pytest.raises(TaudojoError, match="does not have the learner's weights"):
+        sync.probe()
+    pool.load_weights(weights, version=61)
+    sync.probe()
+
+
+def test_cached_prefixes_are_forgotten_with_the_old_weights(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
+    request = requests(task_sets, 1, temperature=0.0)
+    weights = learner.publish()
+
+    def cached() -> int:
+        (trajectory,) = pool.play(request)
+        return trajectory.cached_tokens
+
+    pool.load_weights(weights, version=70)
+    cold, warm = cached(), cached()
+    assert warm > cold
+    pool.load_weights(weights, version=71)
+    assert cached() == cold
+
+
+def test_lock_step_episodes_repeat_to_the_bit(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
+    lockstep = RolloutPool(pool._workers, max_concurrent=8, lockstep=True)
+    weights = learner.publish()
+    runs = []
+    for _ in range(2):
+        pool.load_weights(weights, version=80)  # both begin with an empty cache
+        runs.append(lockstep.play(requests(task_sets, 6, temperature=1.0)))
+    assert [t.segments for t in runs[0]] == [t.segments for t in runs[1]]
+    assert len({tuple(t.segments[0].token_ids) for t in runs[0]}) == 6
+
+
+def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
+    trajectories = pool.play(requests(task_sets, 4, temperature=1.0))
+    segments = [t.segments[0] for t in trajectories]
+    scores = learner.logprobs([Sample(s.token_ids, s.loss_mask) for s in segments])
+    for trajectory, segment, row in zip(trajectories, segments, scores, strict=True):
+        expected = np.array(row)[np.array(segment.loss_mask)]
+        assert np.abs(sampled(trajectory)[:, 1] - expected).max() < 1e-3
+        assert (sampled(trajectory)[:, 1] <= 0.0).all()
+    versions = {v for s in segments for _, _, v in s.versions}
+    assert versions == {sync.version}
