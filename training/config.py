@@ -175,8 +175,12 @@ class GRPOSection(Section):
 
 
 class StudySection(Section):
-    """`+experiment=grpo_study`: GRPO against continued SFT from one checkpoint, over these seeds."""
+    """`+experiment=grpo_study`: GRPO against continued SFT from one checkpoint, over these seeds.
 
+    `run`: the folder of a finished run whose SFT checkpoint is taken; null trains one.
+    """
+
+    run: str | None = None
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
 
 

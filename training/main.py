@@ -207,7 +207,7 @@ class Session:
 
         if stage != "eval/before":
             self.learner()
-        sets = {"test": self.tasks.test, "heldout": self.tasks.heldout}
+        sets = {name: tasks for name, tasks in (("test", self.tasks.test), ("heldout", self.tasks.heldout)) if tasks}
         total = sum(map(len, sets.values()))
         played = 0
         with bar(stage, total) as progress_bar:

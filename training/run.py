@@ -25,6 +25,10 @@ from training.config import RunConfig, validate
 from training.learner.group import LearnerGroup
 
 
+#: Kept for good: GRPO variants and studies start from it.
+SFT_CHECKPOINT = "checkpoint-sft"
+
+
 @dataclass
 class RunState:
     """What a resumed run needs to know. `done` lists finished stages; `step` belongs to the stage under way."""
@@ -87,7 +91,7 @@ class RunFolder:
         self.save_state()
 
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<name>` whole or not at all, then drops the one before it."""
+        """Writes `checkpoint-<name>` whole or not at all, then drops the one before it, unless that is where SFT ended."""
         final = self.path / f"checkpoint-{name}"
         partial = self.path / f".checkpoint-{name}.partial"
         need = 2.2e9
@@ -106,7 +110,7 @@ class RunFolder:
         partial.replace(final)
         before, self.state.checkpoint = self.state.checkpoint, final.name
         self.save_state()
-        if before and before != final.name:
+        if before and before not in (final.name, SFT_CHECKPOINT):
             shutil.rmtree(self.path / before, ignore_errors=True)
         return final
 

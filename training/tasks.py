@@ -12,6 +12,8 @@ from training.config import RunConfig
 
 HELDOUT_SEED = 90_001
 TRAIN_SEED = 10_007
+#: Users of this many held-out tasks are kept out of training, however few of them a run evaluates: runs and studies compare.
+HELDOUT_POOL = 240
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,15 @@ def choose_tasks(domain: Domain, config: RunConfig, grpo_tasks: int = 2000) -> T
                 raise TaudojoError(f"{section}: there is no task kind {kind} (have: {', '.join(KINDS)})")
     test = domain.tasks("test")
     test_users = task_users(domain, test)
-    heldout = sample_tasks(
-        domain, config.evaluate.heldout, HELDOUT_SEED, config.evaluate.heldout_kinds, exclude_users=frozenset(test_users)
+    pool = sample_tasks(
+        domain,
+        max(HELDOUT_POOL, config.evaluate.heldout),
+        HELDOUT_SEED,
+        config.evaluate.heldout_kinds,
+        exclude_users=frozenset(test_users),
     )
-    unseen = frozenset(test_users | task_users(domain, heldout))
+    heldout = pool[: config.evaluate.heldout]
+    unseen = frozenset(test_users | task_users(domain, pool))
     seed = TRAIN_SEED + config.seed
     sft = sample_tasks(domain, config.sft.tasks, seed, config.sft.kinds, exclude_users=unseen)
     if config.sft.official_train:

@@ -10,18 +10,20 @@ Both are evaluated on the same held-out tasks. `study.json` holds every block, t
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from envs.errors import TaudojoError
 from rewards.metrics import EpisodeMetrics, block, paired_difference
 from rollouts.store import read_file
 from rollouts.trajectory import Trajectory
 from training.config import RunConfig
 from training.main import Session
 from training.progress import console
-from training.run import Interrupted, RunFolder, StopSignal, write_atomically
+from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal, write_atomically
 
 ARMS = ("grpo", "sft_continued")
 METRICS = ("action_f1", "action_exact", "write_db_match", "official_reward", "reward", "well_formed")
@@ -50,11 +52,21 @@ class StudySession(Session):
 
     def plan(self) -> list[tuple[str, Any]]:
         assert self.config.study is not None
-        stages: list[tuple[str, Any]] = [("sft", self.sft), ("eval/after_sft", self.evaluate)]
+        start = self.sft if self.config.study.run is None else self.adopt
+        stages: list[tuple[str, Any]] = [("sft", start), ("eval/after_sft", self.evaluate)]
         for seed in self.config.study.seeds:
             for arm in ARMS:
                 stages.append((f"arm/{arm}-{seed}", self.arm))
         return stages
+
+    def adopt(self, stage: str, stop: StopSignal) -> None:
+        """Takes the SFT checkpoint of a finished run."""
+        assert self.config.study is not None and self.config.study.run is not None
+        source = Path(self.config.study.run) / SFT_CHECKPOINT
+        if not (source / "state.json").is_file():
+            raise TaudojoError(f"study.run={self.config.study.run}: there is no {SFT_CHECKPOINT} in it")
+        shutil.copytree(source, self.folder.path / SFT_CHECKPOINT, dirs_exist_ok=True)
+        self.folder.state.checkpoint = SFT_CHECKPOINT
 
     def arm(self, stage: str, stop: StopSignal) -> None:
         """Back to the SFT checkpoint, train one arm, evaluate. An interrupted arm starts again."""
@@ -63,7 +75,7 @@ class StudySession(Session):
 
         name, seed = stage.removeprefix("arm/").rsplit("-", 1)
         config, learner, state = self.config, self.learner(), self.folder.state
-        learner.load(self.folder.path / "checkpoint-sft")
+        learner.load(self.folder.path / SFT_CHECKPOINT)
         state.step, state.stage_seconds = 0, 0.0
         self.sync.run()
         try:
@@ -82,7 +94,7 @@ class StudySession(Session):
                 run_sft(settings_sft, int(seed) + 1, self.gold(), learner, self.folder, self.tracker, stop, stage)
                 self.sync.run()
         finally:
-            state.checkpoint = "checkpoint-sft"
+            state.checkpoint = SFT_CHECKPOINT
         self.evaluate(f"eval/{name}-{seed}", stop)
 
     def report(self) -> None:
