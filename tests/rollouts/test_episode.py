@@ -78,7 +78,8 @@ def text_of(world: World, ids: Sequence[int]) -> str:
 
 def test_the_expert_s_episodes_get_the_full_reward(world: World, task_sets: Any):
     tasks = task_sets.heldout
-    trajectories = gold_trajectories(world, tasks)
+    roomy = replace(world, limits=replace(world.limits, max_model_len=4096))
+    trajectories = gold_trajectories(roomy, tasks)
     assert len(trajectories) == len(tasks)
     for task, trajectory in zip(tasks, trajectories, strict=True):
         assert trajectory.reward.total == pytest.approx(1.0), task.id
@@ -185,9 +186,9 @@ def test_one_call_again_and_again_is_a_loop(world: World, lookup: Any):
 
 
 def test_an_episode_past_its_deadline_ends_without_blame(world: World, lookup: Any):
-    world = replace(world, limits=replace(world.limits, deadline_s=0.05))
+    world = replace(world, limits=replace(world.limits, deadline_s=0.5))
     engine = FakeEngine(EngineConfig("fake:"), lambda prompt: world.chat.assistant(AgentTurn("What is your email?")))
-    engine.script = FakeScript(latency_s=0.1)
+    engine.script = FakeScript(latency_s=0.6)
     trajectory = asyncio.run(play(EpisodeRequest(lookup, 0, "test"), world, engine.generate))
     assert trajectory.transcript.stop_reason is StopReason.TIMEOUT
     assert not trajectory.transcript.stop_reason.agent_at_fault

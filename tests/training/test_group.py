@@ -95,14 +95,15 @@ def equal_runs(
     for step in range(3):
         batch = prepare(samples(step))
         alone, together = (group.update(batch, loss, lr=1e-3) for group in groups)
-        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4), f"step {step}"
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5, abs=1e-4), f"step {step}"
         assert together.keys() == alone.keys()
         for name in alone.keys() - {"seconds", "unique_tokens"}:
             assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-4), f"{name} at step {step}"
     expected, got = (published(group) for group in groups)
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert (got[name] - tensor).abs().max().item() < 1e-3, name  # a tenth of what three steps of 1e-3 may move
+        # The mean: where a gradient is all but zero, its sign and with it AdamW's whole first step is a matter of rounding.
+        assert (got[name] - tensor).abs().mean().item() < 1e-5, name
 
 
 def test_two_ranks_give_the_sft_losses_of_one(fresh: tuple[LearnerGroup, LearnerGroup]):
