@@ -77,16 +77,20 @@ class LearnerSection(Section):
 
 
 class AlgorithmSection(Section):
-    advantage: str = "grpo"
+    advantage: Literal["grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo"] = "grpo"
     normalize_by_std: bool = True
-    loss: str = "vanilla"
-    aggregation: str = "token-mean"
+    loss: Literal["vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"] = (
+        "vanilla"
+    )
+    aggregation: Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
     clip_low: float = 0.2
     clip_high: float = 0.28
     clip_c: float = 3.0
     tis_cap: float | None = 2.0
     kl_coef: float = Field(0.0, ge=0)
-    kl_estimator: str = "low_var_kl"
+    kl_estimator: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "k3+"] = "low_var_kl"
 
     def loss_config(self) -> PolicyLossConfig:
         return PolicyLossConfig(
@@ -123,7 +127,7 @@ class TrackingSection(Section):
 class EvaluateSection(Section):
     """`test`: the official test split is played (0 leaves it out, a number takes the first so many)."""
 
-    test: int | None = None
+    test: int | None = Field(None, ge=0)
     heldout: int = Field(64, ge=1)
     heldout_kinds: list[str] | None = None
     temperature: float = Field(0.0, ge=0)

@@ -32,7 +32,7 @@ from envs.errors import TaudojoError
 from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
-from training.run import Interrupted, RunFolder, StopSignal
+from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -129,11 +129,13 @@ class Session:
         for stage, work in self.plan():
             if stage in state.done:
                 continue
-            with folder.timed("eval" if stage.startswith("eval/") else stage):
-                work(stage, stop)
+            try:
+                with folder.timed("eval" if stage.startswith("eval/") else stage.split("/")[0]):
+                    work(stage, stop)
+            finally:
+                state.seconds["total"] = round(time.monotonic() - begin, 2)
+                folder.save_state()
             folder.finish(stage)
-            state.seconds["total"] = round(time.monotonic() - begin, 2)
-            folder.save_state()
             if stop.raised:
                 raise Interrupted
         self.report()
@@ -260,10 +262,15 @@ class Session:
         from training.stages.grpo import Parts, run_grpo
 
         config, learner = self.config, self.learner()
-        if self.folder.state.step == 0:
-            learner.reset_optimizer()
-        if config.algorithm.kl_coef > 0:
+        resumed = self.folder.state.step > 0
+        if config.algorithm.kl_coef > 0:  # the reference is the policy that this stage started from
+            if resumed and (self.folder.path / SFT_CHECKPOINT).is_dir():
+                learner.load(self.folder.path / SFT_CHECKPOINT)
             learner.keep_reference()
+            if resumed:
+                learner.load(self.folder.newest_checkpoint())
+        if not resumed:
+            learner.reset_optimizer()
         steps = run_grpo(
             config.grpo,
             config.algorithm,

@@ -24,7 +24,6 @@ from envs.errors import TaudojoError
 from training.config import RunConfig, validate
 from training.learner.group import LearnerGroup
 
-
 #: Kept for good: GRPO variants and studies start from it.
 SFT_CHECKPOINT = "checkpoint-sft"
 
@@ -51,6 +50,7 @@ class RunFolder:
 
     def __init__(self, path: Path, state: RunState) -> None:
         self.path, self.state = path, state
+        self._saved_place = (state.step, state.stage_seconds)
 
     @classmethod
     def create(cls, config: RunConfig) -> RunFolder:
@@ -82,12 +82,15 @@ class RunFolder:
         return cls(path.resolve(), RunState(**json.loads((path / "state.json").read_text()))), config
 
     def save_state(self) -> None:
-        write_atomically(self.path / "state.json", json.dumps(asdict(self.state), indent=1))
+        """Writes the state with the newest checkpoint's place: steps after it are not in the weights and are taken again."""
+        step, seconds = self._saved_place
+        written = asdict(self.state) | {"step": step, "stage_seconds": seconds}
+        write_atomically(self.path / "state.json", json.dumps(written, indent=1))
 
     def finish(self, stage: str) -> None:
         """Marks a stage as done."""
         self.state.done.append(stage)
-        self.state.step, self.state.stage_seconds = 0, 0.0
+        self.state.step, self.state.stage_seconds = self._saved_place = 0, 0.0
         self.save_state()
 
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
@@ -109,6 +112,7 @@ class RunFolder:
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         before, self.state.checkpoint = self.state.checkpoint, final.name
+        self._saved_place = (self.state.step, self.state.stage_seconds)
         self.save_state()
         if before and before not in (final.name, SFT_CHECKPOINT):
             shutil.rmtree(self.path / before, ignore_errors=True)

@@ -162,7 +162,6 @@ def test_a_rank_without_samples_takes_part(fresh: tuple[LearnerGroup, LearnerGro
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="a stand-in sample has no advantages, and counts as a token of ratio 1")
 def test_ranks_with_unequally_many_micro_batches_give_the_policy_losses_of_one(one: LearnerGroup, start: Start, tmp_path: Path):
     other = start(2, micro_batch_tokens=160)
     one.save(tmp_path, {})

@@ -292,7 +292,6 @@ def test_a_gradient_that_is_not_finite_stops_the_step(make: Make):
     assert learner.update(samples, sft_loss, 1e-3) == make().update(samples, sft_loss, 1e-3)
 
 
-@pytest.mark.xfail(strict=True, raises=BaseException, reason="torch's CheckpointException is no Exception; it is not translated")
 def test_a_checkpoint_that_cannot_be_written_is_an_os_error(make: Make, tmp_path: Path):
     (tmp_path / "learner").write_text("a file where a folder must be")
     with pytest.raises(OSError):

@@ -392,7 +392,6 @@ def break_at(number: int) -> Callable[[int], None]:
     return on_update
 
 
-@pytest.mark.xfail(strict=True, reason="state.json keeps the step that was reached, not the checkpoint's")
 def test_grpo_that_broke_between_checkpoints_goes_on_from_the_checkpoint(folder: RunFolder):
     with pytest.raises(Broken), folder.timed("grpo"):
         play_grpo(folder, FakeLearner(break_at(3)), FakePool(), checkpoint_steps=2)
@@ -400,7 +399,6 @@ def test_grpo_that_broke_between_checkpoints_goes_on_from_the_checkpoint(folder:
     assert (resumed.state.checkpoint, resumed.state.step) == ("checkpoint-grpo-00002", 2)
 
 
-@pytest.mark.xfail(strict=True, reason="state.json keeps the step that was reached, though nothing was saved")
 def test_sft_that_broke_before_its_first_checkpoint_starts_over(folder: RunFolder):
     with pytest.raises(Broken), folder.timed("sft"):
         run_sft(SFTSection(steps=8, batch_size=2), 1, SAMPLES, FakeLearner(break_at(3)), folder, tracker(folder), FakeStop())

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -162,8 +163,11 @@ class FSDPLearner:
 
     def _forward(self, samples: list[Sample], batch_tokens: int, batch_samples: int) -> tuple[LossInputs, int]:
         logprobs, entropies, unique = self._predict(samples)
+        stand_in = not any(s.loss_tokens for s in samples)
 
         def rows(read: Callable[[Sample], Sequence[float] | None]) -> Tensor | None:
+            if stand_in:  # whatever the other ranks' samples carry, so that all ranks report the same metrics
+                return torch.zeros_like(logprobs[0])[None]
             values = [read(s) for s in samples]
             if any(v is None for v in values):
                 return None
@@ -176,7 +180,7 @@ class FSDPLearner:
         return LossInputs(
             logprobs_BT=_pad(logprobs),
             entropy_BT=_pad(entropies),
-            mask_BT=_pad([torch.ones_like(x) for x in logprobs]),
+            mask_BT=_pad([torch.full_like(x, not stand_in) for x in logprobs]),
             batch_tokens=batch_tokens,
             batch_samples=batch_samples,
             world_size=self.world_size,
@@ -245,9 +249,17 @@ class FSDPLearner:
         return bool(self.policy.model.config.tie_word_embeddings)
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Model and optimizer shards (torch DCP) into `folder`, which exists; rank 0 adds `state.json`."""
+        """Model and optimizer shards (torch DCP) into `folder`, which exists; rank 0 adds `state.json`.
+
+        Raises:
+            OSError: a rank could not write, on a full disk for one.
+        """
         model, optimizer = get_state_dict(self.policy, self.optimizer)
-        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=str(folder / "learner"))
+        try:
+            dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=str(folder / "learner"))
+        except CheckpointException as error:  # a BaseException: no handler of errors would see it
+            rank, (cause, _) = next(iter(error.failures.items()))
+            raise OSError(f"rank {rank}: {cause}") from error
         if self.rank == 0:
             (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
 
