@@ -236,7 +236,8 @@ class Session:
         for name, block in result.blocks.items():
             console.print(
                 f"  {stage} {name}: well-formed {block['well_formed']:.2f}  action F1 {block['action_f1']:.2f}  "
-                f"official {block['official_reward']:.2f}  ({block['n']} tasks)"
+                f"official {block['official_reward']:.2f}  ({block['n']} tasks)",
+                soft_wrap=True,
             )
 
     def sft(self, stage: str, stop: StopSignal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 LINE_EVERY_S = 20.0
 
 
@@ -26,9 +27,10 @@ class Bar:
             self._progress.update(self._task, completed=min(done, self._total), note=note)
             return
         now = time.monotonic()
-        if now - self._printed >= LINE_EVERY_S and done > 0:
-            left = (now - self._begin) * max(0.0, self._total / done - 1)
-            console.print(f"  {self._label} {100 * min(1.0, done / self._total):.0f}%, about {left:.0f} s left  {note}")
+        if now - self._printed >= LINE_EVERY_S:
+            share = min(1.0, done / self._total)
+            left = f", about {(now - self._begin) * (1 / share - 1):.0f} s left" if share > 0.01 else ""
+            console.print(f"  {self._label} {100 * share:.0f}%{left}  {note}", soft_wrap=True)
             self._printed = now
 
 

@@ -186,16 +186,17 @@ def run_grpo(
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
     with bar(stage, 1.0) as progress_bar:
-        while (done := budget.progress(state.step, time.monotonic() - begin)) < 1.0:
+        while budget.progress(state.step, time.monotonic() - begin) < 1.0:
             requests = requests_at(settings, tasks, state.step, seed, stage)
             lr = settings.lr * min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
-            share = 1.0 / settings.steps if settings.steps else 0.0
             played = 0
 
-            def on_done(trajectory: Trajectory, done: float = done, share: float = share, total: int = len(requests)) -> None:
+            def on_done(_: Trajectory, total: int = len(requests)) -> None:
                 nonlocal played
                 played += 1
-                progress_bar.update(done + share * 0.5 * played / total, f"step {state.step + 1}: {played}/{total} episodes")
+                progress_bar.update(
+                    budget.progress(state.step, time.monotonic() - begin), f"step {state.step + 1}: {played}/{total} episodes"
+                )
 
             trajectories, metrics = train_step(parts, requests, settings, algorithm, lr, on_done)
             store.write(stage, state.step, trajectories)
