@@ -186,7 +186,9 @@ def run_grpo(
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
     with bar(stage, 1.0) as progress_bar:
-        while budget.progress(state.step, time.monotonic() - begin) < 1.0:
+        last_step_s = 0.0
+        # A step that would end far outside the budget is not begun.
+        while budget.progress(state.step, time.monotonic() - begin + 0.5 * last_step_s) < 1.0:
             requests = requests_at(settings, tasks, state.step, seed, stage)
             lr = settings.lr * min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
             played = 0
@@ -203,6 +205,7 @@ def run_grpo(
             folder.count("grpo_sampled", sum(t.sampled_tokens for t in trajectories))
             folder.count("grpo_trained", metrics.get("tokens", 0.0))
             tracker.log(stage, state.step, metrics)
+            last_step_s = metrics["seconds/step"]
             state.step += 1
             state.stage_seconds = time.monotonic() - begin
             progress_bar.update(
