@@ -199,8 +199,8 @@ class Session:
         """Token rows of gold episodes: the text that the policy will be asked about."""
         from rollouts.gold import gold_trajectories
 
-        played = gold_trajectories(self.world, self.tasks.sft[:3])
-        return [s.token_ids[:700] for t in played for s in t.segments[:1]]
+        played = gold_trajectories(self.world, self.tasks.sft[:2])
+        return [s.token_ids[:600] for t in played for s in t.segments[:1]]
 
     # -- stages
 
