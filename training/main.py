@@ -46,12 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = list(sys.argv[1:] if arguments is None else arguments)
     try:
         ensure_own_packages()
-        config = load(with_device_defaults(overrides))
-        if config.study is not None:
-            from training.stages.study import run_study
-
-            return run_study(config)
-        folder = run(config)
+        run(load(with_device_defaults(overrides)))
     except TaudojoError as error:
         print(f"taudojo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -66,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"taudojo: the disk is full ({error.filename or error}); make room, then resume the run", file=sys.stderr)
         return EXIT_USER_ERROR
-    print_summary(folder)
     return 0
 
 
@@ -85,7 +79,7 @@ def run(config: RunConfig) -> RunFolder:
     else:
         folder = RunFolder.create(config)
     console.print(f"run folder: {_shown(folder.path)}", soft_wrap=True)
-    session = Session(config, folder)
+    session = new_session(config, folder)
     try:
         with StopSignal() as stop:
             session.run(stop)
@@ -94,6 +88,15 @@ def run(config: RunConfig) -> RunFolder:
     finally:
         session.close()
     return folder
+
+
+def new_session(config: RunConfig, folder: RunFolder) -> Session:
+    """The session that the run's own configuration asks for, also when it is resumed."""
+    if config.study is None:
+        return Session(config, folder)
+    from training.stages.study import StudySession
+
+    return StudySession(config, folder)
 
 
 class Session:
@@ -310,6 +313,7 @@ class Session:
 
         write_summary(self.folder, self.config, self.source, self.model_path)
         write_report(self.folder.path)
+        print_summary(self.folder)
 
     def close(self) -> None:
         self._closers.close()

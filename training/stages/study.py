@@ -23,28 +23,10 @@ from rollouts.trajectory import Trajectory
 from training.config import RunConfig
 from training.main import Session
 from training.progress import console
-from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal, write_atomically
+from training.run import SFT_CHECKPOINT, StopSignal, write_atomically
 
 ARMS = ("grpo", "sft_continued")
 METRICS = ("action_f1", "action_exact", "write_db_match", "official_reward", "reward", "well_formed")
-
-
-def run_study(config: RunConfig) -> int:
-    """Runs or resumes the study; returns the exit status."""
-    if config.resume:
-        folder, config = RunFolder.resume(Path(config.resume))
-    else:
-        folder = RunFolder.create(config)
-    console.print(f"study folder: {folder.path}", soft_wrap=True)
-    session = StudySession(config, folder)
-    try:
-        with StopSignal() as stop:
-            session.run(stop)
-    except (Interrupted, KeyboardInterrupt) as error:
-        raise Interrupted(str(folder.path)) from error
-    finally:
-        session.close()
-    return 0
 
 
 class StudySession(Session):
