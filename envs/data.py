@@ -13,16 +13,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from envs.download import RemoteFile, download
 from envs.errors import TaudojoError
 from envs.fetch import fetch_wheel
 from envs.paths import cache_dir
@@ -33,6 +33,9 @@ PACKAGE, PACKAGE_VERSION = "inspect-evals", "0.26.0"
 PACKAGE_SHA256 = "b76d15813182807da141a0f06bb6f18a5f82d1f06291ec2633bb84cdf661f8d0"
 _PACKAGE_DATA = "inspect_evals/tau2/data/"
 _DOMAINS = ("mock", "retail", "airline", "telecom")
+
+#: The manifest that `fetch` follows when it is given none: τ²-bench at the commit that all our recordings come from.
+MANIFEST = Path(__file__).parent / "manifests" / "tau2-v1.0.1.json"
 
 #: sha256 of upstream's retail/tasks.json, by release.
 _KNOWN_RETAIL_TASKS = {"8e03ebce7901bd6218e7a7dc3105faa9324091a68058f7fe61c65262868812e8": "v1.0.1"}
@@ -65,7 +68,7 @@ def open_source(kind: str, path: str | Path | None = None, cache: str | Path | N
 
     Args:
         kind: `packaged`, `path` (`path` is the folder that contains `domains/`), or `fetch` (`path` is a manifest: a
-            JSON file `{"version": str, "files": [{"path", "url", "sha256", "size"}]}`).
+            JSON file `{"version": str, "files": [{"path", "url", "sha256", "size"}]}`; without one, `MANIFEST`).
 
     Raises:
         TaudojoError: a missing file or folder, no network, or a file with another content.
@@ -122,40 +125,43 @@ def _from_folder(path: str | Path | None) -> DataSource:
     return DataSource(root, source="path", version=f"tau2-bench {version}")
 
 
-def _fetched(manifest: str | Path | None, cache: Path) -> DataSource:
-    if manifest is None:
-        raise TaudojoError(
-            "The data source `fetch` needs a manifest: a JSON file that lists path, url, sha256 and size of every file."
-        )
-    try:
-        content = Path(manifest).read_bytes()
-        listing = json.loads(content)
-        version, files = str(listing["version"]), [(f["path"], f["url"], f["sha256"], int(f["size"])) for f in listing["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TaudojoError(f"The manifest {manifest} cannot be read ({type(error).__name__}: {error}).") from error
+def _fetched(path: str | Path | None, cache: Path) -> DataSource:
+    manifest = MANIFEST if path is None else Path(path).expanduser()
+    content, version, files = _read_manifest(manifest)
+    downloads = cache / "downloads"
 
     def fill(folder: Path) -> None:
-        for name, url, sha256, size in files:
+        complete = [(name, download(file, downloads)) for name, file in files]
+        for name, downloaded in complete:
             target = folder / name
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise TaudojoError(f"The manifest {manifest} names a file outside its folder: {name}.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_download(url, sha256, size))
+            shutil.copyfile(downloaded, target)
 
     root = cache / "tau2" / f"fetch-{hashlib.sha256(content).hexdigest()[:12]}"
-    _build_once(root, fill)
+    if not root.is_dir():
+        _build_once(root, fill)
+        for _, file in files:
+            (downloads / file.sha256).unlink(missing_ok=True)
     return DataSource(root, source="fetch", version=version)
 
 
-def _download(url: str, sha256: str, size: int) -> bytes:
+def _read_manifest(manifest: Path) -> tuple[bytes, str, list[tuple[str, RemoteFile]]]:
+    """The file's bytes, its version, and what it lists by path."""
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            content: bytes = response.read(size + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise TaudojoError(f"{url} could not be downloaded ({error}); check the network.") from error
-    if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
-        raise TaudojoError(f"{url} is not the file that the manifest lists (its size or sha256 differs): refusing to use it.")
-    return content
+        content = manifest.read_bytes()
+        listing = json.loads(content)
+        version = str(listing["version"])
+        files = [(str(f["path"]), RemoteFile(str(f["url"]), str(f["sha256"]), int(f["size"]))) for f in listing["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TaudojoError(f"The manifest {manifest} cannot be read ({type(error).__name__}: {error}).") from error
+    for name, file in files:
+        if Path(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise TaudojoError(f"The manifest {manifest} names a file outside its folder: {name}.")
+        if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+            raise TaudojoError(f"The manifest {manifest} gives {name} the sha256 {file.sha256!r}; write 64 hex digits.")
+        if not file.url.startswith(("https://", "http://")):
+            raise TaudojoError(f"The manifest {manifest} gives {name} the address {file.url!r}; it needs http:// or https://.")
+    return content, version, files
 
 
 def _build_once(root: Path, fill: Callable[[Path], None]) -> None:

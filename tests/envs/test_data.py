@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import envs.data
+import envs.download
 from envs.data import open_source
 from envs.errors import TaudojoError
+
+UPSTREAM = Path(__file__).parents[3] / "shared" / "tau2"
 
 
 @pytest.fixture
@@ -79,18 +82,54 @@ def test_fetch_downloads_what_the_manifest_lists(tmp_path, server):
     assert open_source("fetch", file, cache=tmp_path / "cache") == source
 
 
-@pytest.mark.parametrize("served", [b"Be rude.", b"Be"], ids=["other content", "truncated"])
-def test_fetch_refuses_a_file_that_differs_from_the_manifest(tmp_path, server, served):
+def test_fetch_refuses_a_file_that_differs_from_the_manifest(tmp_path, server):
     url, folder = server
-    (folder / "policy").write_bytes(served)
-    with pytest.raises(TaudojoError, match="not the file that the manifest lists"):
+    (folder / "policy").write_bytes(b"Be rude.")
+    with pytest.raises(TaudojoError, match="not the file that the manifest lists: its sha256 is"):
         open_source("fetch", manifest(tmp_path, f"{url}/policy", b"Be kind."), cache=tmp_path / "cache")
     assert list((tmp_path / "cache" / "tau2").iterdir()) == []
 
 
-def test_fetch_says_when_the_server_is_not_there(tmp_path):
-    with pytest.raises(TaudojoError, match="could not be downloaded"):
-        open_source("fetch", manifest(tmp_path, "http://127.0.0.1:9/policy", b""), cache=tmp_path / "cache")
+def test_a_failed_fetch_keeps_what_was_complete(tmp_path, server):
+    url, folder = server
+    (folder / "policy").write_bytes(b"Be kind.")
+    file = manifest(tmp_path, f"{url}/policy", b"Be kind.")
+    listing = json.loads(file.read_text())
+    listing["files"].append(
+        {**listing["files"][0], "path": "domains/retail/missing.md", "url": f"{url}/missing", "sha256": "0" * 64}
+    )
+    file.write_text(json.dumps(listing))
+    with pytest.raises(TaudojoError, match=r"missing could not be downloaded .*404"):
+        open_source("fetch", file, cache=tmp_path / "cache")
+    assert [f.name for f in (tmp_path / "cache" / "downloads").iterdir()] == [hashlib.sha256(b"Be kind.").hexdigest()]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"sha256": "../../etc"}, "64 hex digits"), ({"url": "file:///etc/hosts"}, "needs http"), ({"size": "x"}, "cannot be read")],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, wrong, message):
+    with pytest.raises(TaudojoError, match=message):
+        open_source("fetch", manifest(tmp_path, "http://127.0.0.1:9/policy", b"", **wrong), cache=tmp_path / "cache")
+
+
+def test_the_shipped_manifest_pins_a_commit_and_lists_all_four_domains():
+    listing = json.loads(envs.data.MANIFEST.read_text())
+    paths = {file["path"] for file in listing["files"]}
+    assert {path.split("/")[1] for path in paths if path.startswith("domains/")} == {"mock", "retail", "airline", "telecom"}
+    assert {"user_simulator/simulation_guidelines.md", "user_simulator/simulation_guidelines_tools.md"} <= paths
+    assert listing["version"] == "tau2-bench v1.0.1" and len(listing["commit"]) == 40
+    assert all(file["url"].endswith(f"/{listing['commit']}/data/tau2/{file['path']}") for file in listing["files"])
+
+
+@pytest.mark.skipif(not UPSTREAM.is_dir(), reason="the official data is not in ../shared")
+def test_the_shipped_manifest_fits_the_official_data():
+    listing = json.loads(envs.data.MANIFEST.read_text())
+    for file in listing["files"]:
+        content = (UPSTREAM / file["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"]), file["path"]
+    there = {f.relative_to(UPSTREAM).as_posix() for f in UPSTREAM.rglob("*") if f.is_file()}
+    assert there - {"LICENSE"} == {file["path"] for file in listing["files"]}
 
 
 def test_a_manifest_cannot_write_outside_its_folder(tmp_path):
