@@ -6,3 +6,7 @@ class TaudojoError(Exception):
 
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class UserError(Exception):
+    """The simulated user could not answer; whoever plays the episode ends it with `StopReason.USER_ERROR`."""
