@@ -5,17 +5,21 @@ A tool reads with `db.orders[order_id]` and asks for a private copy before it wr
 >>> order = db.orders.edit("#W0000001")
 >>> order.status = "cancelled"
 
-Records read without `edit` belong to everybody and must never be written.
+Records read without `edit` belong to everybody and must never be written. That holds for an environment's own changes too once
+it was forked or compared: the next `edit` copies again, so that forks, snapshots and undo cost what was changed and no more.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, PrivateAttr
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 class Record(BaseModel):
@@ -23,10 +27,20 @@ class Record(BaseModel):
 
     _shared: bool = PrivateAttr(False)
     _text: str | None = PrivateAttr(None)
+    _canonical: str | None = PrivateAttr(None)
 
     def share(self) -> None:
         """Declare that nobody will write this row any more."""
         self._shared = True
+
+    @property
+    def shared(self) -> bool:
+        return self._shared
+
+    def private_copy(self) -> Self:
+        """A copy that may be written. A row with a large part that is never written in place may share that part."""
+        new: Self = copied(self)
+        return new
 
     def dump(self) -> dict[str, Any]:
         """Plain Python values; whatever a tool assigned is kept as it is."""
@@ -41,27 +55,53 @@ class Record(BaseModel):
             self._text = text
         return text
 
+    def canonical(self) -> str:
+        """The row as it enters the official hash. A shared row keeps the text."""
+        if self._canonical is not None:
+            return self._canonical
+        text = canonical_json(self.dump())
+        if self._shared:
+            self._canonical = text
+        return text
+
 
 R = TypeVar("R", bound=Record)
 
 
+def copied(value: Any) -> Any:
+    """A deep copy of models, lists and dictionaries. Values are not validated again: what a tool assigned stays."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, BaseModel):
+        new = value.__copy__()
+        members = new.__dict__
+        for name, member in members.items():
+            if type(member) not in _PLAIN:
+                members[name] = copied(member)
+        if isinstance(new, Record):
+            new._shared, new._text, new._canonical = False, None, None
+        return new
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item) for item in value]
+    return value
+
+
 class Base(Generic[R]):
-    """The immutable rows of one table, with their printed and hashed forms kept."""
+    """The immutable rows of one table."""
 
     def __init__(self, rows: dict[str, R]) -> None:
         self.rows = rows
         for row in rows.values():
             row.share()
-        self._canonical: dict[str, str] = {}
         self._sorted: tuple[str, ...] | None = None
+        self._whole: str | None = None
         self._indexes: dict[str, dict[str, list[str]]] = {}
 
     def canonical(self, key: str) -> str:
         """The row as it enters the official hash."""
-        text = self._canonical.get(key)
-        if text is None:
-            text = self._canonical[key] = canonical_json(self.rows[key].dump())
-        return text
+        return self.rows[key].canonical()
 
     def index(self, name: str, field: Callable[[R], str]) -> Mapping[str, list[str]]:
         """Keys by the value of `field`, in the table's order. For values that no tool changes."""
@@ -77,63 +117,126 @@ class Base(Generic[R]):
             self._sorted = tuple(sorted(self.rows))
         return self._sorted
 
+    def whole(self) -> str:
+        """The table as it enters the official hash while nothing is changed."""
+        if self._whole is None:
+            self._whole = _object((key, self.canonical(key)) for key in self.sorted_keys())
+        return self._whole
+
 
 class Table(Mapping[str, R]):
     """A base and the rows that differ from it."""
 
-    def __init__(self, base: Base[R]) -> None:
+    __slots__ = ("_edited", "_rows", "base")
+
+    def __init__(self, base: Base[R], edited: dict[str, R | None] | None = None) -> None:
         self.base = base
         self._rows = base.rows
-        self._edited: dict[str, R] = {}
+        self._edited: dict[str, R | None] = {} if edited is None else edited  # None: removed
 
     def __getitem__(self, key: str) -> R:
-        edited = self._edited.get(key)
-        return self._rows[key] if edited is None else edited
+        edited = self._edited
+        if edited and key in edited:
+            row = edited[key]
+            if row is None:
+                raise KeyError(key)
+            return row
+        return self._rows[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._rows or key in self._edited
+        if key in self._edited:
+            return self._edited[key] is not None  # type: ignore[index]
+        return key in self._rows
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._rows
-        yield from (key for key in self._edited if key not in self._rows)
+        if not self._edited:
+            return iter(self._rows)
+        kept = [key for key in self._rows if key in self]
+        return iter(kept + [key for key in self._edited if key not in self._rows])
 
     def __len__(self) -> int:
-        return len(self._rows) + sum(key not in self._rows for key in self._edited)
+        return len(self._rows) + sum((row is not None) - (key in self._rows) for key, row in self._edited.items())
+
+    def rows(self) -> list[R]:
+        """All rows in the table's order; the quick form of `values()`."""
+        return [self[key] for key in self] if self._edited else list(self._rows.values())
+
+    def where(self, index: str, field: Callable[[R], str], value: Any) -> list[R]:
+        """The rows whose `field` equals `value`, in the table's order. `index` names the field among this table's fields."""
+        edited = self._edited
+        if not isinstance(value, str) or any(row is not None and field(row) == value for row in edited.values()):
+            return [row for row in self.rows() if field(row) == value]
+        keys = self.base.index(index, field).get(value, ())
+        return [self._rows[key] for key in keys if key not in edited]
 
     def edit(self, key: str) -> R:
-        """The row as a copy that belongs to this environment; the same object on every call."""
-        row = self._edited.get(key)
-        if row is None:
-            shared = self._rows[key]
-            row = self._edited[key] = type(shared).model_validate(shared.dump())
+        """The row as a copy that belongs to this environment; within one call of a tool the same object every time."""
+        row = self[key]
+        if row.shared:
+            row = self._edited[key] = row.private_copy()
         return row
 
     def add(self, key: str, row: R) -> None:
         """Put a row that no other environment holds; replaces a row of that key."""
         self._edited[key] = row
 
-    def changes(self) -> dict[str, dict[str, Any]]:
-        """The rows that differ from the base, by key."""
-        return {key: row.dump() for key, row in self._edited.items() if self._differs(key, row)}
+    def remove(self, key: str) -> None:
+        """Take a row away.
 
-    def _differs(self, key: str, row: R) -> bool:
-        return key not in self._rows or canonical_json(row.dump()) != self.base.canonical(key)
+        Raises:
+            KeyError: there is no such row.
+        """
+        if key not in self:
+            raise KeyError(key)
+        if key in self._rows:
+            self._edited[key] = None
+        else:
+            del self._edited[key]
+
+    def fork(self) -> Table[R]:
+        """A table in the same state that goes its own way from here."""
+        self.seal()
+        return Table(self.base, dict(self._edited))
+
+    def seal(self) -> None:
+        """Let nobody write the changed rows any more: whoever writes next gets a copy."""
+        for row in self._edited.values():
+            if row is not None:
+                row.share()
+
+    def changes(self) -> dict[str, dict[str, Any] | None]:
+        """The rows that differ from the base, by key; None for a row that was removed."""
+        differing = {key: row for key, row in self._edited.items() if self._differs(key, row)}
+        return {key: None if row is None else row.dump() for key, row in differing.items()}
+
+    def _differs(self, key: str, row: R | None) -> bool:
+        return row is None or key not in self._rows or row.canonical() != self.base.canonical(key)
+
+    def same_as(self, other: Table[R]) -> bool:
+        """Whether both tables of one base hold the same rows."""
+        for key in self._edited.keys() | other._edited.keys():
+            row, others = self.get(key), other.get(key)
+            if row is not others and (row is None or others is None or row.canonical() != others.canonical()):
+                return False
+        return True
+
+    def new_keys(self) -> list[str]:
+        """Keys of rows that the base does not have, oldest first."""
+        return [key for key in self._edited if key not in self._rows]
 
     def canonical(self) -> str:
         """The whole table as it enters the official hash."""
-        edited = self._edited
-        keys = self.base.sorted_keys()
-        if any(key not in self._rows for key in edited):
-            keys = tuple(sorted(self))
-        text = self.base.canonical
-        parts = (f"{json.dumps(k)}: {canonical_json(edited[k].dump()) if k in edited else text(k)}" for k in keys)
-        return "{" + ", ".join(parts) + "}"
+        if not self._edited:
+            return self.base.whole()
+        return _object((key, self[key].canonical()) for key in sorted(self))
 
 
 class Database:
     """The tables of one domain. A domain names its tables in `tables` and gives each an attribute of that name."""
 
     tables: ClassVar[Mapping[str, type[Record]]]
+    #: Whether two databases differ when their new rows came in another order (tables that τ² keeps as lists).
+    row_order_counts: ClassVar[bool] = False
 
     def __init__(self, bases: Mapping[str, Base[Any]]) -> None:
         self.bases = bases
@@ -145,7 +248,8 @@ class Database:
         """The database of a τ² `db.json`.
 
         Raises:
-            pydantic.ValidationError: the file does not have the domain's form.
+            KeyError: a table is missing.
+            pydantic.ValidationError: a row does not have the domain's form.
         """
         return cls(
             {
@@ -158,17 +262,68 @@ class Database:
         """The same base without changes: what a new episode starts from."""
         return type(self)(self.bases)
 
-    def changes(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def fork(self) -> Self:
+        """A database in the same state that goes its own way from here; costs what was changed."""
+        new = copy.copy(self)
+        for name in self.bases:
+            setattr(new, name, self.table(name).fork())
+        return new
+
+    def table(self, name: str) -> Table[Any]:
+        found: Table[Any] = getattr(self, name)
+        return found
+
+    def update(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Lay a task's `initialization_data` over the rows as τ² does: objects are merged, everything else is replaced.
+
+        Raises:
+            ValueError: an unknown table, or a row that does not have the domain's form.
+        """
+        for name, rows in data.items():
+            if name not in self.tables or not isinstance(rows, Mapping):
+                raise ValueError(f"initialization_data.{name} is no table of rows; the tables are {', '.join(self.tables)}")
+            table = self.table(name)
+            for key, row in rows.items():
+                whole = merged(table[key].dump(), row) if key in table else row
+                table.add(key, self.tables[name].model_validate(whole))
+
+    def changes(self) -> dict[str, dict[str, dict[str, Any] | None]]:
         """What differs from the base: table, key, row. Empty while nothing differs."""
-        tables = {name: getattr(self, name).changes() for name in self.bases}
+        tables = {name: self.table(name).changes() for name in self.bases}
         return {name: rows for name, rows in tables.items() if rows}
+
+    def same_as(self, other: Database) -> bool:
+        """Whether the contents are equal; agrees with comparing `hash`, for the price of what was changed."""
+        if self is other:
+            return True
+        if self.bases is not other.bases:
+            return self.hash() == other.hash()
+        for name in self.bases:
+            table, others = self.table(name), other.table(name)
+            table.seal()
+            others.seal()
+            if not table.same_as(others) or (self.row_order_counts and table.new_keys() != others.new_keys()):
+                return False
+        return True
 
     def hash(self) -> str:
         """τ²-bench's hash: sha256 of the dumped database as JSON with sorted keys."""
-        text = ", ".join(f"{json.dumps(name)}: {getattr(self, name).canonical()}" for name in sorted(self.bases))
-        return hashlib.sha256(("{" + text + "}").encode()).hexdigest()
+        text = _object((name, self.table(name).canonical()) for name in sorted(self.bases))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def merged(old: Any, new: Any) -> Any:
+    """`new` over `old`; where both are objects, member by member."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
 
 
 def canonical_json(value: Any) -> str:
     """JSON as τ²-bench hashes it."""
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _object(members: Iterable[tuple[str, str]]) -> str:
+    """A JSON object of members that are JSON already."""
+    return "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, text in members) + "}"

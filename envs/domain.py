@@ -2,65 +2,152 @@
 
 >>> retail = load_domain("retail", open_source("packaged"))
 >>> env = Env(retail, retail.tasks("train")[0], ScriptedUser())
+
+A domain is a module with one function, `load(source) -> DomainParts`, and a line in `DOMAINS`:
+
+    def load(source: DataSource) -> DomainParts:
+        database = read_database(source, "library", LibraryDatabase)
+        return DomainParts(database, LibraryTools, policy=read_text(source, "library", "policy.md"))
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, TypeVar
 
 from envs.data import DataSource
 from envs.database import Database
 from envs.errors import TaudojoError
-from envs.toolkit import ToolKit, ToolType
+from envs.toolkit import ToolKit, function_schema
 from envs.types import Task
 
-#: Where a domain's database and tools are defined: module of `(Database class, ToolKit class)`.
-DOMAINS: Mapping[str, tuple[str, str, str]] = {
-    "retail": ("envs.retail", "RetailDatabase", "RetailTools"),
+#: The module of each domain.
+DOMAINS: Mapping[str, str] = {
+    "mock": "envs.mock",
+    "retail": "envs.retail",
+    "airline": "envs.airline",
+    "telecom": "envs.telecom",
 }
+
+#: What a solo agent calls, or writes, when it is done (τ²-bench, `LLMSoloAgent`).
+DONE, STOP_TOKEN = "done", "###STOP###"
+
+#: Initial states that are kept ready; more than any task file has.
+_KEPT_STATES = 4096
+
+D = TypeVar("D", bound=Database)
+
+
+@dataclass(frozen=True)
+class DomainParts:
+    """What a domain is made of: the user's parts where the customer has tools, `solo_policy` where an agent may work alone."""
+
+    database: Database
+    toolkit: type[ToolKit]
+    policy: str
+    user_database: Database | None = None
+    user_toolkit: type[ToolKit] | None = None
+    solo_policy: str | None = None
 
 
 class Domain:
     """One domain from one data source. Made by `load_domain`, which keeps it for the life of the process."""
 
-    def __init__(self, name: str, source: DataSource, database: Database, toolkit: type[ToolKit]) -> None:
+    def __init__(self, name: str, source: DataSource, parts: DomainParts) -> None:
         self.name = name
         self.source = source
-        self._database = database
-        self._toolkit = toolkit
+        self._parts = parts
+        self._initial: dict[tuple[int, bool], tuple[Mapping[str, Any], ToolKit]] = {}
 
-    @cached_property
+    @property
     def policy(self) -> str:
         """The official policy that the agent must follow."""
-        return self.source.file("domains", self.name, "policy.md").read_text(encoding="utf-8")
+        return self._parts.policy
+
+    @property
+    def solo_policy(self) -> str | None:
+        """The policy of an agent that works alone; None where the domain has no such mode."""
+        return self._parts.solo_policy
 
     @property
     def database(self) -> Database:
         """The database as it is before any episode. For reading."""
-        return self._database
+        return self._parts.database
+
+    @property
+    def user_database(self) -> Database | None:
+        """The same of the customer's own; None where they have no tools."""
+        return self._parts.user_database
 
     @cached_property
     def write_tools(self) -> frozenset[str]:
-        """The tools that change the database."""
-        return frozenset(name for name, kind in self._toolkit.tools.items() if kind is ToolType.WRITE)
+        """The agent's tools that change a database."""
+        return self._parts.toolkit.mutating
+
+    @cached_property
+    def user_write_tools(self) -> frozenset[str]:
+        """The customer's tools that change a database."""
+        return self._parts.user_toolkit.mutating if self._parts.user_toolkit else frozenset()
 
     @cached_property
     def tool_schemas(self) -> list[dict[str, Any]]:
         """The agent's tools in OpenAI's function format."""
-        return self._toolkit.schemas()
+        return self._parts.toolkit.schemas()
 
-    def new_toolkit(self) -> ToolKit:
-        """The tools on an unchanged database; microseconds."""
-        return self._toolkit(self._database.fresh())
+    @cached_property
+    def user_tool_schemas(self) -> list[dict[str, Any]]:
+        """The customer's tools; empty where they have none."""
+        return self._parts.user_toolkit.schemas() if self._parts.user_toolkit else []
+
+    @cached_property
+    def solo_tool_schemas(self) -> list[dict[str, Any]]:
+        """All tools of an agent that works alone: its own, the customer's, and `done`."""
+        return [*self.tool_schemas, *self.user_tool_schemas, function_schema(DONE, _done)]
+
+    def new_toolkit(self, task: Task | None = None, *, solo: bool = False) -> ToolKit:
+        """The tools on an unchanged database, or on the one that `task` begins with; microseconds after the first time.
+
+        Raises:
+            TaudojoError: the task's initial state does not fit the domain, or the domain has no solo mode.
+        """
+        state = task.initial_state if task else None
+        if not state or task is None:
+            return self._unchanged(solo)
+        known = self._initial.get((id(state), solo))
+        if known is None:
+            if len(self._initial) >= _KEPT_STATES:
+                self._initial.clear()
+            known = self._initial[id(state), solo] = (state, self._initialised(task, state, solo))
+        return known[1].fork()
+
+    def _unchanged(self, solo: bool) -> ToolKit:
+        parts = self._parts
+        if solo and parts.solo_policy is None:
+            raise TaudojoError(f"The domain {self.name} has no solo mode; give the environment a user.")
+        user = None
+        if parts.user_toolkit is not None and parts.user_database is not None:
+            user = parts.user_toolkit(parts.user_database.fresh())
+        toolkit = parts.toolkit(parts.database.fresh(), user, solo=solo)
+        toolkit.sync()
+        return toolkit
+
+    def _initialised(self, task: Task, state: Mapping[str, Any], solo: bool) -> ToolKit:
+        toolkit = self._unchanged(solo)
+        try:
+            toolkit.initialise(state)
+        except Exception as error:  # tasks name functions and arguments freely; whatever these raise, the task is at fault
+            raise TaudojoError(
+                f"The initial state of task {task.id} does not fit the domain {self.name} ({type(error).__name__}: {error})."
+            ) from error
+        return toolkit
 
     def tasks(self, split: str) -> list[Task]:
-        """The official tasks of `train`, `test` or `base` (all), in the order of the task file.
+        """The official tasks of `base` (all that are used), or of another split of the file, in the order of the task file.
 
         Raises:
             TaudojoError: there is no such split.
@@ -72,12 +159,12 @@ class Domain:
 
     @cached_property
     def _tasks(self) -> tuple[Task, ...]:
-        raw = json.loads(self.source.file("domains", self.name, "tasks.json").read_text(encoding="utf-8"))
+        raw = json.loads(read_text(self.source, self.name, "tasks.json"))
         return tuple(Task(self.name, task, self.source.source, self.source.version) for task in raw)
 
     @cached_property
     def _splits(self) -> dict[str, frozenset[str]]:
-        raw = json.loads(self.source.file("domains", self.name, "split_tasks.json").read_text(encoding="utf-8"))
+        raw = json.loads(read_text(self.source, self.name, "split_tasks.json"))
         return {name: frozenset(map(str, ids)) for name, ids in raw.items()}
 
 
@@ -93,14 +180,33 @@ def load_domain(name: str, source: DataSource) -> Domain:
     if (name, source) not in _loaded:
         if name not in DOMAINS:
             raise TaudojoError(f"There is no domain {name!r}; choose one of {', '.join(DOMAINS)}.")
-        module_name, database_name, toolkit_name = DOMAINS[name]
-        module = importlib.import_module(module_name)
-        file = source.file("domains", name, "db.json")
-        try:
-            database = getattr(module, database_name).load(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, ValidationError) as error:
-            raise TaudojoError(
-                f"{file} is not a {name} database ({type(error).__name__}: {str(error).splitlines()[0]})."
-            ) from error
-        _loaded[name, source] = Domain(name, source, database, getattr(module, toolkit_name))
+        _loaded[name, source] = Domain(name, source, importlib.import_module(DOMAINS[name]).load(source))
     return _loaded[name, source]
+
+
+def read_text(source: DataSource, domain: str, file: str) -> str:
+    """A file of the domain's folder.
+
+    Raises:
+        TaudojoError: it is not there.
+    """
+    return source.file("domains", domain, file).read_text(encoding="utf-8")
+
+
+def read_database(source: DataSource, domain: str, database: type[D], file: str = "db.json") -> D:
+    """The database in a JSON or TOML file of the domain's folder.
+
+    Raises:
+        TaudojoError: the file is not there, or has another form.
+    """
+    text = read_text(source, domain, file)
+    try:
+        return database.load(tomllib.loads(text) if file.endswith(".toml") else json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path, reason = source.file("domains", domain, file), str(error).partition("\n")[0]
+        raise TaudojoError(f"{path} is not a {domain} database ({type(error).__name__}: {reason}).") from error
+
+
+def _done() -> str:
+    """Call this when you are done with the task."""
+    return STOP_TOKEN

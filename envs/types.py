@@ -8,7 +8,7 @@ Nothing here knows about tokens, models or rewards. A `Task` is τ²-bench's JSO
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -86,7 +86,7 @@ class AgentTurn:
 
 @dataclass(frozen=True)
 class Message:
-    """One line of a transcript. `actions` only on assistant lines; `action` and `error` only on tool lines."""
+    """One line of a transcript. `actions` only on lines of the one who calls; `action` and `error` only on tool lines."""
 
     role: Role
     content: str | None
@@ -94,6 +94,13 @@ class Message:
     action: Action | None = None  # the call that a tool line answers; None where the call did not parse
     error: bool = False
     parse_failure: str | None = None
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether it is a call that the customer made on their own device, or its result: the agent sees neither."""
+        if self.role == "tool":
+            return self.action is not None and self.action.requestor == "user"
+        return self.role == "user" and bool(self.actions)
 
     def to_json(self) -> dict[str, Any]:
         """JSON with only what is set."""
@@ -133,6 +140,11 @@ class Transcript:
     def calls(self) -> tuple[Action, ...]:
         """Every executed call, in order."""
         return tuple(m.action for m in self.messages if m.role == "tool" and m.action is not None)
+
+    @property
+    def agent_messages(self) -> tuple[Message, ...]:
+        """What the agent reads and writes: all but the customer's own calls and their results."""
+        return tuple(m for m in self.messages if not m.is_users_own)
 
     @property
     def parse_failures(self) -> int:
@@ -182,6 +194,21 @@ class Task:
         return {"task_instructions": instructions} if isinstance(instructions, str) else instructions
 
     @property
+    def initial_state(self) -> Mapping[str, Any] | None:
+        """What happened before the conversation: `initialization_data`, `initialization_actions`, `message_history`."""
+        return self.raw.get("initial_state")
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The conversation before the episode; empty for most tasks."""
+        return read_history((self.initial_state or {}).get("message_history"))
+
+    @property
+    def ticket(self) -> str | None:
+        """The request in writing, for an agent without a customer (solo mode)."""
+        return self.raw.get("ticket")
+
+    @property
     def criteria(self) -> Mapping[str, Any]:
         return self.raw.get("evaluation_criteria") or {}
 
@@ -196,3 +223,17 @@ class Task:
     @property
     def reward_basis(self) -> tuple[str, ...]:
         return tuple(self.criteria.get("reward_basis") or ("DB", "COMMUNICATE"))
+
+
+def read_history(raw: Sequence[Mapping[str, Any]] | None) -> tuple[Message, ...]:
+    """The messages of a τ² `message_history`; a tool's answer is joined to its call by the call's id."""
+    calls: dict[str, Action] = {}
+    messages = []
+    for line in raw or ():
+        if line["role"] == "tool":
+            messages.append(Message("tool", line.get("content"), action=calls.get(line["id"]), error=line.get("error", False)))
+            continue
+        made = {call["id"]: Action.from_json(call) for call in line.get("tool_calls") or ()}
+        calls.update(made)
+        messages.append(Message(line["role"], line.get("content"), actions=tuple(made.values())))
+    return tuple(messages)

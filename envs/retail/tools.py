@@ -29,9 +29,6 @@ class RetailTools(ToolKit):
 
     db: RetailDatabase
 
-    def __init__(self, db: RetailDatabase) -> None:
-        super().__init__(db)
-
     @tool(ToolType.GENERIC)
     def calculate(self, expression: str) -> str:
         """Work out an arithmetic expression, rounded to two decimals.
@@ -163,7 +160,7 @@ class RetailTools(ToolKit):
         Args:
             item_id: The item's id, such as '1008292230'; not a product id.
         """
-        for product in self.db.products.values():
+        for product in self.db.products.rows():
             if item_id in product.variants:
                 return product.variants[item_id]
         raise ValueError("Item not found")
@@ -180,7 +177,7 @@ class RetailTools(ToolKit):
     @tool(ToolType.READ)
     def list_all_product_types(self) -> str:
         """The names and product ids of all products of the store, by name."""
-        return json.dumps({product.name: product.product_id for product in self.db.products.values()}, sort_keys=True)
+        return json.dumps({product.name: product.product_id for product in self.db.products.rows()}, sort_keys=True)
 
     @tool(ToolType.WRITE)
     def modify_pending_order_address(
