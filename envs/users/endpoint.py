@@ -112,6 +112,10 @@ class ChatEndpoint:
         self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
         self._jitter = random.Random()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChatEndpoint:
+        """A copied customer talks to the same endpoint."""
+        return self
+
     def ask(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), seed: int | None = None
     ) -> Answer:
