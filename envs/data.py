@@ -24,7 +24,7 @@ from typing import Literal
 
 from envs.download import RemoteFile, download
 from envs.errors import TaudojoError
-from envs.fetch import fetch_wheel
+from envs.fetch import fetch_wheel, file_sha256
 from envs.paths import cache_dir
 
 SourceKind = Literal["packaged", "path", "fetch"]
@@ -36,9 +36,6 @@ _DOMAINS = ("mock", "retail", "airline", "telecom")
 
 #: The manifest that `fetch` follows when it is given none: τ²-bench at the commit that all our recordings come from.
 MANIFEST = Path(__file__).parent / "manifests" / "tau2-v1.0.1.json"
-
-#: sha256 of upstream's retail/tasks.json, by release.
-_KNOWN_RETAIL_TASKS = {"8e03ebce7901bd6218e7a7dc3105faa9324091a68058f7fe61c65262868812e8": "v1.0.1"}
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,21 @@ def _from_folder(path: str | Path | None) -> DataSource:
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise TaudojoError(f"The data folder {root} does not exist.")
-    source = DataSource(root, source="path", version="unknown")
-    tasks_sha256 = hashlib.sha256(source.file("domains", "retail", "tasks.json").read_bytes()).hexdigest()
-    version = _KNOWN_RETAIL_TASKS.get(tasks_sha256, f"unrecognised (retail tasks sha256 {tasks_sha256[:12]})")
-    return DataSource(root, source="path", version=f"tau2-bench {version}")
+    if not (root / "domains").is_dir():
+        raise TaudojoError(
+            f"The folder {root} has no domains/ in it (domains/retail/db.json and so on); give data/tau2 of a τ²-bench checkout."
+        )
+    return DataSource(root, source="path", version=_version_of(root))
+
+
+def _version_of(root: Path) -> str:
+    """The release that the folder's files are of, as far as `MANIFEST` lists them."""
+    _, version, files = _read_manifest(MANIFEST)
+    present = [(root / name, file) for name, file in files if (root / name).is_file()]
+    for path, file in present:
+        if path.stat().st_size != file.size or file_sha256(path) != file.sha256:
+            return f"unrecognised ({path.relative_to(root).as_posix()} is not that of {version})"
+    return version if present else "unknown"
 
 
 def _fetched(path: str | Path | None, cache: Path) -> DataSource:

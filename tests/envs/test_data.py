@@ -12,6 +12,7 @@ import pytest
 import envs.data
 import envs.download
 from envs.data import open_source
+from envs.domain import load_domain
 from envs.errors import TaudojoError
 
 UPSTREAM = Path(__file__).parents[3] / "shared" / "tau2"
@@ -60,8 +61,12 @@ def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_wrong_folder_is_told_which_file_is_missing(tmp_path):
-    with pytest.raises(TaudojoError, match=r"has no file domains/retail/tasks\.json"):
+    with pytest.raises(TaudojoError, match=r"no domains/ in it \(domains/retail/db\.json"):
         open_source("path", tmp_path)
+    (tmp_path / "domains").mkdir()
+    for domain, file in (("mock", "db.json"), ("retail", "db.json"), ("airline", "db.json"), ("telecom", "db.toml")):
+        with pytest.raises(TaudojoError, match=rf"has no file domains/{domain}/{file}"):
+            load_domain(domain, open_source("path", tmp_path))
     with pytest.raises(TaudojoError, match="does not exist"):
         open_source("path", tmp_path / "nowhere")
 
@@ -136,3 +141,18 @@ def test_a_manifest_cannot_write_outside_its_folder(tmp_path):
     file = manifest(tmp_path, "http://127.0.0.1:9/policy", b"", path="../../escaped")
     with pytest.raises(TaudojoError, match="outside its folder"):
         open_source("fetch", file, cache=tmp_path / "cache")
+
+
+def test_a_folder_is_of_the_release_whose_files_it_holds(tmp_path):
+    mock = tmp_path / "domains" / "mock"
+    mock.mkdir(parents=True)
+    assert open_source("path", tmp_path).version == "unknown"
+    policy = "# Mock Domain Policy\n"
+    (mock / "policy.md").write_text(policy)
+    assert open_source("path", tmp_path).version == "unrecognised (domains/mock/policy.md is not that of tau2-bench v1.0.1)"
+
+
+@pytest.mark.skipif(not UPSTREAM.is_dir(), reason="the official data is not in ../shared")
+def test_the_official_folder_is_recognised():
+    source = open_source("path", UPSTREAM)
+    assert (source.source, source.version) == ("path", "tau2-bench v1.0.1")
