@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -133,10 +133,25 @@ class EvaluateSection(Section):
     temperature: float = Field(0.0, ge=0)
 
 
-class SFTSection(Section):
+class TrainingStage(Section):
+    """What SFT and GRPO share: a budget."""
+
+    stage: ClassVar[str]
+    enabled: bool = True
+    seconds: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def bounded(self) -> Self:
+        if self.enabled and self.seconds is None and self.steps is None:
+            raise ValueError(f"set {self.stage}.seconds or {self.stage}.steps, or the stage never ends")
+        return self
+
+
+class SFTSection(TrainingStage):
     """Stops at `seconds` or `steps`, whichever comes first; the learning rate follows a cosine over that budget."""
 
-    enabled: bool = True
+    stage: ClassVar[str] = "sft"
     tasks: int = Field(1200, ge=1)
     kinds: list[str] | None = None
     official_train: bool = True
@@ -144,20 +159,12 @@ class SFTSection(Section):
     lr: float = Field(5e-4, gt=0)
     final_lr: float = Field(0.1, ge=0, le=1)
     warmup_steps: int = Field(5, ge=0)
-    seconds: float | None = None
-    steps: int | None = None
-
-    @model_validator(mode="after")
-    def bounded(self) -> SFTSection:
-        if self.enabled and self.seconds is None and self.steps is None:
-            raise ValueError("set sft.seconds or sft.steps, or the stage never ends")
-        return self
 
 
-class GRPOSection(Section):
+class GRPOSection(TrainingStage):
     """Each step plays `tasks_per_step` × `samples_per_task` episodes and takes `updates_per_step` optimizer steps."""
 
-    enabled: bool = True
+    stage: ClassVar[str] = "grpo"
     tasks_per_step: int = Field(4, ge=1)
     samples_per_task: int = Field(6, ge=2)
     kinds: list[str] | None = None
@@ -166,16 +173,9 @@ class GRPOSection(Section):
     warmup_steps: int = Field(1, ge=0)
     updates_per_step: int = Field(1, ge=1)
     negative_weight: float = Field(1.0, ge=0)  # factor on negative advantages
-    drop_flat_groups: bool = True
+    drop_flat_groups: bool = True  # leave out episodes whose advantage is zero
+    train_per_group: int | None = Field(None, ge=2)  # train on so many of a group, those whose rewards vary most; null: on all
     checkpoint_steps: int = Field(5, ge=1)
-    seconds: float | None = None
-    steps: int | None = None
-
-    @model_validator(mode="after")
-    def bounded(self) -> GRPOSection:
-        if self.enabled and self.seconds is None and self.steps is None:
-            raise ValueError("set grpo.seconds or grpo.steps, or the stage never ends")
-        return self
 
 
 class StudySection(Section):

@@ -14,9 +14,10 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich.table import Table
@@ -33,6 +34,10 @@ from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
 from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
+
+if TYPE_CHECKING:
+    from rollouts.scheduler import RolloutPool
+    from training.learner.group import LearnerGroup
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -100,13 +105,11 @@ def new_session(config: RunConfig, folder: RunFolder) -> Session:
 
 
 class Session:
-    """One process's work on a run: the parts, started when first needed, and the stages in order."""
+    """One process's work on a run: its parts, and the stages in order."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         self.config, self.folder = config, folder
         self._closers = ExitStack()
-        self._pool: Any = None
-        self._learner: Any = None
 
     def run(self, stop: StopSignal) -> None:
         """All stages that `state.json` does not list as done."""
@@ -127,7 +130,7 @@ class Session:
             tracker = Tracker(folder.path, config.tracking, folder.path.name, config.model_dump(mode="json"))
             self._closers.callback(tracker.close)
             self.tracker, self.store = tracker, TrajectoryStore(folder.path / "trajectories")
-            self.start_pool()
+            self.start()
 
         for stage, work in self.plan():
             if stage in state.done:
@@ -154,14 +157,32 @@ class Session:
 
     # -- parts
 
-    def start_pool(self) -> None:
-        """Ray and the rollout workers, with the newest weights."""
+    def start(self) -> None:
+        """Ray, the rollout workers and the learner, side by side, both with the newest weights."""
+        from rollouts.worker import build_world
+        from training.sync import WeightSync
+
+        start_ray(self.config)
+        console.print("starting the rollout engine and the learner …")
+        with_threads = ThreadPoolExecutor(2)
+        try:
+            pool, learner = with_threads.submit(self.start_pool), with_threads.submit(self.start_learner)
+            self.world = build_world(world_config(self.config, self.model_path, self.source))
+            self.pool, self.learner = pool.result(), learner.result()
+        finally:
+            with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
+        self.sync = WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype)
+        newest = self.folder.newest_checkpoint()
+        if newest is not None:
+            console.print(f"loading {_shown(newest)}", soft_wrap=True)
+            self.learner.load(newest)
+            self.sync.run()
+
+    def start_pool(self) -> RolloutPool:
         from rollouts.scheduler import RolloutPool
 
         cluster = self.config.cluster
-        start_ray(self.config)
-        console.print("starting the rollout engine …")
-        self._pool = RolloutPool.start(
+        pool = RolloutPool.start(
             world_config(self.config, self.model_path, self.source),
             self.config.engine(self.model_path),
             workers=cluster.rollout_workers,
@@ -169,49 +190,35 @@ class Session:
             num_gpus=cluster.gpus_per_rollout_worker,
             lockstep=self.config.deterministic,
         )
-        self._closers.callback(self._pool.close)
+        self._closers.callback(pool.close)
+        return pool
 
-    def learner(self) -> Any:
-        """The learner, at the newest checkpoint."""
-        if self._learner is None:
-            from rollouts.worker import build_world
-            from training.learner.group import LearnerGroup
-            from training.sync import WeightSync
+    def start_learner(self) -> LearnerGroup:
+        from training.learner.group import LearnerGroup
 
-            cluster = self.config.cluster
-            threads = (os.cpu_count() or 1) // cluster.learner_world_size if cluster.device == "cpu" else None
-            with self.folder.timed("setup"):
-                self._learner = LearnerGroup.start(
-                    self.config.learner_config(self.model_path, threads and max(1, threads)),
-                    world_size=cluster.learner_world_size,
-                    num_gpus=cluster.gpus_per_learner,
-                    port=cluster.rendezvous_port,
-                )
-                self._closers.callback(self._learner.close)
-                self.world = build_world(world_config(self.config, self.model_path, self.source))
-                newest = self.folder.newest_checkpoint()
-                if newest is not None:
-                    console.print(f"loading {_shown(newest)}")
-                    self._learner.load(newest)
-                self.sync = WeightSync(self._learner, self._pool, self.probe_prompts(), self.config.dtype)
-                if newest is not None:
-                    self.sync.run()
-        return self._learner
+        cluster = self.config.cluster
+        threads = max(1, (os.cpu_count() or 1) // cluster.learner_world_size) if cluster.device == "cpu" else None
+        learner = LearnerGroup.start(
+            self.config.learner_config(self.model_path, threads),
+            world_size=cluster.learner_world_size,
+            num_gpus=cluster.gpus_per_learner,
+            port=cluster.rendezvous_port,
+        )
+        self._closers.callback(learner.close)
+        return learner
 
     def probe_prompts(self) -> list[list[int]]:
         """Token rows of gold episodes: the text that the policy will be asked about."""
         from rollouts.gold import gold_trajectories
 
         played = gold_trajectories(self.world, self.tasks.sft[:2])
-        return [s.token_ids[:600] for t in played for s in t.segments[:1]]
+        return [s.token_ids[:400] for t in played for s in t.segments[:1]]
 
     # -- stages
 
     def evaluate(self, stage: str, stop: StopSignal) -> None:
         from rollouts.evaluate import evaluate
 
-        if stage != "eval/before":
-            self.learner()
         sets = {name: tasks for name, tasks in (("test", self.tasks.test), ("heldout", self.tasks.heldout)) if tasks}
         total = sum(map(len, sets.values()))
         played = 0
@@ -225,7 +232,7 @@ class Session:
                     raise Interrupted
 
             result = evaluate(
-                self._pool,
+                self.pool,
                 sets,
                 stage=stage,
                 temperature=self.config.evaluate.temperature,
@@ -246,8 +253,7 @@ class Session:
     def sft(self, stage: str, stop: StopSignal) -> None:
         from training.stages.sft import run_sft
 
-        learner = self.learner()
-        samples = self.gold()
+        learner, samples = self.learner, self.gold()
         steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop)
         self.folder.checkpoint("sft", learner, {"stage": "sft", "step": steps})
         self.export_model("sft_model")
@@ -265,7 +271,7 @@ class Session:
     def grpo(self, stage: str, stop: StopSignal) -> None:
         from training.stages.grpo import Parts, run_grpo
 
-        config, learner = self.config, self.learner()
+        config, learner = self.config, self.learner
         resumed = self.folder.state.step > 0
         if config.algorithm.kl_coef > 0:  # the reference is the policy that this stage started from
             if resumed and (self.folder.path / SFT_CHECKPOINT).is_dir():
@@ -280,7 +286,7 @@ class Session:
             config.algorithm,
             config.seed,
             self.tasks.grpo,
-            Parts(self._pool, learner, self.sync),
+            Parts(self.pool, learner, self.sync),
             self.store,
             self.folder,
             self.tracker,
@@ -301,7 +307,7 @@ class Session:
 
         partial, final = self.folder.path / f".{name}.partial", self.folder.path / name
         shutil.rmtree(partial, ignore_errors=True)
-        self.learner().export(partial)
+        self.learner.export(partial)
         AutoTokenizer.from_pretrained(self.model_path).save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)

@@ -114,7 +114,7 @@ class VLLMEngine:
         except (RuntimeError, ValueError, OSError) as error:
             raise TaudojoError(
                 f"the vLLM engine did not start: {str(error).strip().splitlines()[0]} "
-                "(less memory: rollout.engine.kv_cache_gib, rollout.engine.max_model_len)"
+                "(less memory: rollout.kv_cache_gib, model.max_model_len)"
             ) from error
         self.config = config
         self.weight_version = 0

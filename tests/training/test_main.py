@@ -41,7 +41,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smollm_path: Pat
     """A working folder that is not the project's. Nothing that a run starts or closes is started or closed for the session."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(command.Session, "start_pool", lambda self: pytest.fail("the engine was started"))
+    monkeypatch.setattr(command.Session, "start", lambda self: pytest.fail("the engine was started"))
     return tmp_path
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_during_the_run_is_one_sentence(
     def full(*_: object) -> None:
         raise OSError(number, os.strerror(number), "outputs/run/metrics.jsonl")
 
-    monkeypatch.setattr(command.Session, "start_pool", full)
+    monkeypatch.setattr(command.Session, "start", full)
     assert main(SMOKE) == 2
     assert "the disk is full (outputs/run/metrics.jsonl); make room, then resume the run" in sentence(capsys)
 
@@ -113,7 +113,7 @@ def test_an_error_of_ours_is_not_hidden(in_process: Path, monkeypatch: pytest.Mo
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(command.Session, "start_pool", broken)
+    monkeypatch.setattr(command.Session, "start", broken)
     with pytest.raises(KeyError):
         main(SMOKE)
 
@@ -125,7 +125,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(command.Session, "start_pool", interrupt)
+    monkeypatch.setattr(command.Session, "start", interrupt)
     assert main(SMOKE) == 130
     out = capsys.readouterr().out
     assert re.search(r"go on with: python -m training\.main resume=outputs/smoke-\d{8}-\d{6}\n", out)

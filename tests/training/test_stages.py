@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from envs.types import StopReason, Task, Transcript
@@ -259,7 +261,7 @@ def test_endings_that_are_not_the_agent_s_fault_are_left_out_and_counted(stop: S
 
 
 def test_the_agent_s_own_bad_endings_count():
-    played = [trajectory(1.0, 0), trajectory(0.0, 0, StopReason.CONTEXT_FULL), trajectory(0.5, 0, StopReason.LOOP)]
+    played = [trajectory(1.0, 0), trajectory(0.0, 0, StopReason.CONTEXT_FULL), trajectory(0.4, 0, StopReason.LOOP)]
     samples, left_out = grpo.samples_of(played, grpo_settings(), ALGORITHM)
     assert len(samples) == 3
     assert left_out["excluded"] == 0.0
@@ -270,6 +272,29 @@ def test_nothing_but_broken_episodes_gives_no_samples():
         [],
         {"excluded": 1.0, "flat_groups": 0.0},
     )
+
+
+def test_of_a_large_group_the_most_different_are_trained_on_with_the_whole_group_s_advantages():
+    played = [trajectory(r, g) for g, r in ((0, 0.8), (0, 0.2), (0, 1.0), (0, 0.3), (0, 0.1), (1, 1.0), (1, 0.0))]
+    samples, left_out = grpo.samples_of(played, grpo_settings(train_per_group=3), AlgorithmSection(normalize_by_std=False))
+    assert [round(s.advantages[0], 3) for s in samples if s.advantages] == [-0.28, 0.52, -0.38, 0.5, -0.5]
+    assert left_out["trained_episodes"] == 5.0
+
+
+def test_the_chosen_subset_has_the_greatest_variance_of_all():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rewards = rng.choice([0.0, 0.25, 0.5, 1.0], size=7)
+        keep = int(rng.integers(2, 7))
+        kept = grpo._spread(rewards, np.zeros(7, int), keep)
+        assert kept.sum() == keep
+        assert rewards[kept].var() == pytest.approx(max(np.var(c) for c in itertools.combinations(rewards, keep)))
+
+
+def test_an_episode_without_advantage_is_left_out():
+    played = [trajectory(1.0, 0), trajectory(0.5, 0), trajectory(0.0, 0)]
+    samples, _ = grpo.samples_of(played, grpo_settings(), AlgorithmSection(normalize_by_std=False))
+    assert [s.advantages[0] for s in samples if s.advantages] == [0.5, -0.5]
 
 
 def test_negative_advantages_can_be_weighed_down():
@@ -348,7 +373,7 @@ def requests_of(steps: int) -> list[EpisodeRequest]:
 
 def test_grpo_plays_each_step_s_requests_and_keeps_their_trajectories(folder: RunFolder):
     learner, pool = FakeLearner(), FakePool()
-    assert play_grpo(folder, learner, pool, warmup_steps=2, lr=1.0) == 4
+    assert play_grpo(folder, learner, pool, warmup_steps=2, lr=1.0, drop_flat_groups=False) == 4
     assert pool.played == requests_of(4)
     assert learner.rates == [0.5, 1.0, 1.0, 1.0]
     store = TrajectoryStore(folder.path / "trajectories")

@@ -6,6 +6,7 @@ averages the gradients, which the losses undo through `world_size` so that the r
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,9 @@ from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, tor
 from training.learner.policy import Policy, loss_positions
 from training.learner.tree import build_tree, pack
 
+#: A trim takes 0.1 s and the next step faults the pages in again.
+UPDATES_PER_TRIM = 8
+
 
 class FSDPLearner:
     """One rank of the learner. `dist` must be initialised before (see `group.py`, or `single_process` for one rank)."""
@@ -53,6 +57,7 @@ class FSDPLearner:
         self.compute_dtype = torch_dtype(config.dtype)
         self.policy = self._shard(Policy(model, config.logits_chunk, config.temperature))
         self._kept: list[Tensor] = []
+        self._updates = 0
         self.reset_optimizer()
 
     def _shard(self, policy: Policy) -> Policy:
@@ -100,6 +105,9 @@ class FSDPLearner:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._updates += 1
+        if self._updates % UPDATES_PER_TRIM == 0:
+            return_free_memory()
         tokens, unique_tokens = self._all_sum([sum(len(s.token_ids) for s in batch), unique])
         metrics = self._reduce(sums, batch_tokens)
         return metrics | {
@@ -270,6 +278,13 @@ class FSDPLearner:
         dcp.load(holder, checkpoint_id=str(folder / "learner"))
         set_state_dict(self.policy, self.optimizer, model_state_dict=holder["model"], optim_state_dict=holder["optimizer"])
         return json.loads((folder / "state.json").read_text())
+
+
+def return_free_memory() -> None:
+    """Gives freed heap pages back to the system. Batches of changing sizes leave holes: 80 updates grew a process to 14 GB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def samples_of(
     groups = np.array([t.group for t in scored])
     values = np.array(advantages(list(rewards), list(groups), algorithm.advantage, algorithm.normalize_by_std))
     values = np.where(values < 0, values * settings.negative_weight, values)
-    flat = {g for g in set(groups.tolist()) if np.ptp(rewards[groups == g]) < 1e-6}
+    kept = _spread(rewards, groups, settings.train_per_group)
+    if settings.drop_flat_groups:  # nothing is learnt from a zero advantage
+        kept &= np.abs(values) > 1e-6
     samples = [
         Sample(
             s.token_ids,
@@ -79,17 +81,36 @@ def samples_of(
             advantages=[float(value)] * len(s.token_ids),
             sampler_logprobs=s.logprobs,
         )
-        for t, value in zip(scored, values, strict=True)
-        if not (settings.drop_flat_groups and t.group in flat)
+        for t, value, keep in zip(scored, values, kept, strict=True)
+        if keep
         for s in t.segments
     ]
-    within = [float(np.std(rewards[groups == g])) for g in set(groups.tolist())]
+    within = [float(np.std(rewards[groups == g])) for g in sorted(set(groups.tolist()))]
     return samples, {
         "excluded": float(len(trajectories) - len(scored)),
-        "flat_groups": float(len(flat)),
+        "flat_groups": float(sum(spread < 1e-6 for spread in within)),
+        "trained_episodes": float(kept.sum()),
         "reward/group_std": float(np.mean(within)),
         "advantage/abs_mean": float(np.abs(values).mean()),
     }
+
+
+def _spread(rewards: np.ndarray, groups: np.ndarray, keep: int | None) -> np.ndarray:
+    """Which `keep` episodes of each group to train on: those whose rewards vary most (PODS, arXiv 2504.13818).
+
+    The subset of greatest variance is always some of the worst and some of the best. Advantages stay those of the whole group.
+    """
+    kept = np.ones(len(rewards), bool)
+    if keep is None:
+        return kept
+    for group in set(groups.tolist()):
+        members = np.flatnonzero(groups == group)
+        if len(members) > keep:
+            ranked = members[np.argsort(rewards[members], kind="stable")]
+            subsets = [np.concatenate([ranked[:low], ranked[len(ranked) - (keep - low) :]]) for low in range(keep + 1)]
+            kept[members] = False
+            kept[max(subsets, key=lambda subset: rewards[subset].var())] = True
+    return kept
 
 
 def train_step(

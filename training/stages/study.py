@@ -56,7 +56,7 @@ class StudySession(Session):
         from training.stages.sft import run_sft
 
         name, seed = stage.removeprefix("arm/").rsplit("-", 1)
-        config, learner, state = self.config, self.learner(), self.folder.state
+        config, learner, state = self.config, self.learner, self.folder.state
         learner.load(self.folder.path / SFT_CHECKPOINT)
         state.step, state.stage_seconds = 0, 0.0
         self.sync.run()
@@ -66,7 +66,7 @@ class StudySession(Session):
                 if config.algorithm.kl_coef > 0:
                     learner.keep_reference()
                 settings = config.grpo.model_copy(update={"checkpoint_steps": 10**9})
-                parts = Parts(self._pool, learner, self.sync)
+                parts = Parts(self.pool, learner, self.sync)
                 tasks = self.tasks.grpo
                 run_grpo(
                     settings, config.algorithm, int(seed) + 1, tasks, parts, self.store, self.folder, self.tracker, stop, stage
