@@ -17,14 +17,15 @@ nothing was written (less the optional penalties), and at most 0 otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envs.errors import TaudojoError
-from envs.types import Task, Transcript
+from envs.types import Action, Task, Transcript
 from rewards.breakdown import Component, RewardBreakdown
 from rewards.matching import executed_calls, gold_actions, match
-from rewards.schema import functions, missing_arguments
+from rewards.schema import agent_tools, agent_writes, missing_arguments
 
 if TYPE_CHECKING:
     from envs.env import Env
@@ -65,21 +66,17 @@ class ActionWeights:
 def action_reward(task: Task, transcript: Transcript, env: Env, weights: ActionWeights | None = None) -> RewardBreakdown:
     """How near the calls came to the gold actions; the default weights are `ActionWeights()`."""
     weights = weights or ActionWeights()
-    gold = gold_actions(task)
-    calls = executed_calls(transcript)
+    gold = gold_actions(task, solo=env.solo)
+    calls = executed_calls(task, transcript)
     pairs = match(gold, calls, task.domain)
-    tools = functions(env.domain.tool_schemas)
-    writes = env.domain.write_tools
+    tools, writes = agent_tools(env), agent_writes(env)
 
     equal = {c for _, c in pairs.exact}
     named = {c for _, c in pairs.named}
     extra = [call.action for c, call in enumerate(calls) if c not in named and call.action.requestor == "assistant"]
     wrong = sum(a.name in writes or a.name not in tools for a in extra)
     extra_read = len(extra) - wrong
-    missing = sum(
-        c not in equal and call.action.name in tools and bool(missing_arguments(call.action, tools[call.action.name]))
-        for c, call in enumerate(calls)
-    )
+    missing = sum(c not in equal and _lacks_arguments(call.action, tools) for c, call in enumerate(calls))
     stop = transcript.stop_reason
     gave_up = stop is not None and not stop.official and stop.agent_at_fault
 
@@ -106,3 +103,8 @@ def action_reward(task: Task, transcript: Transcript, env: Env, weights: ActionW
     )
     total = sum(c.value * c.weight for c in components) / weights.maximum
     return RewardBreakdown(max(-1.0, min(1.0, total)), components)
+
+
+def _lacks_arguments(action: Action, tools: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the agent called a tool of its own without a required argument."""
+    return action.requestor == "assistant" and action.name in tools and bool(missing_arguments(action, tools[action.name]))

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from envs.types import Action, Task, Transcript
+from envs.types import Action, Message, Task, Transcript
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ RULES: dict[str, ArgumentRules] = {
         },
         space_blind={"calculate": frozenset({"expression"})},
         paired=(("item_ids", "new_item_ids"),),
+    ),
+    # Lists of flights, passengers and payments are stored as they come: their order counts.
+    "airline": ArgumentRules(space_blind={"calculate": frozenset({"expression"})}),
+    "telecom": ArgumentRules(
+        case_blind={
+            "get_customer_by_name": frozenset({"full_name"}),
+            "grant_app_permission": frozenset({"permission"}),
+        },
     ),
 }
 
@@ -75,15 +83,27 @@ class Matching:
     in_order: bool
 
 
-def executed_calls(transcript: Transcript) -> tuple[Call, ...]:
-    return tuple(Call(m.action, m.error) for m in transcript.messages if m.role == "tool" and m.action is not None)
+def played(task: Task, transcript: Transcript) -> tuple[Message, ...]:
+    """The lines after the task's message history: what happened in the episode itself."""
+    history, messages = task.history, transcript.messages
+    for start in (0, 1):  # a solo agent's ticket stands before the history
+        if history and messages[start : start + len(history)] == history:
+            return messages[start + len(history) :]
+    return messages
 
 
-def gold_actions(task: Task) -> tuple[GoldAction, ...]:
-    return tuple(
+def executed_calls(task: Task, transcript: Transcript) -> tuple[Call, ...]:
+    """The episode's calls, the customer's own among them."""
+    return tuple(Call(m.action, m.error) for m in played(task, transcript) if m.role == "tool" and m.action is not None)
+
+
+def gold_actions(task: Task, *, solo: bool = False) -> tuple[GoldAction, ...]:
+    """The task's reference solution. An agent that works alone does the customer's part too."""
+    gold = (
         GoldAction(Action.from_json(raw), None if raw.get("compare_args") is None else tuple(raw["compare_args"]))
         for raw in task.criteria.get("actions") or ()
     )
+    return tuple(replace(g, action=replace(g.action, requestor="assistant")) if solo else g for g in gold)
 
 
 def match(gold: Sequence[GoldAction], calls: Sequence[Call], domain: str) -> Matching:

@@ -16,7 +16,7 @@ from envs.errors import TaudojoError
 from envs.types import Task, Transcript
 from rewards.breakdown import RewardBreakdown
 from rewards.matching import executed_calls, gold_actions, match
-from rewards.schema import functions, is_well_formed
+from rewards.schema import agent_tools, agent_writes, is_well_formed
 from rewards.tau2 import do_nothing_matches, official_reward
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ class EpisodeMetrics:
 
 def episode_metrics(task: Task, transcript: Transcript, env: Env, reward: RewardBreakdown) -> EpisodeMetrics:
     """Measure a finished episode; `reward` is what it was trained or selected on."""
-    gold, calls = gold_actions(task), [c for c in executed_calls(transcript) if c.action.requestor == "assistant"]
+    gold = gold_actions(task, solo=env.solo)
+    calls = [c for c in executed_calls(task, transcript) if c.action.requestor == "assistant"]
     agent_gold = [g for g in gold if g.action.requestor == "assistant"]
     pairs = match(agent_gold, calls, task.domain)
-    hits, writes = len(pairs.exact), env.domain.write_tools
+    hits, writes, tools = len(pairs.exact), agent_writes(env), agent_tools(env)
     # Nothing predicted is perfectly precise only if nothing was wanted.
     precision = hits / len(calls) if calls else float(not agent_gold)
     recall = hits / len(agent_gold) if agent_gold else 1.0
     gold_writes = sum(g.action.name in writes for g in agent_gold)
     right_writes = sum(agent_gold[g].action.name in writes for g, _ in pairs.exact)
-    tools = functions(env.domain.tool_schemas)
     official = official_reward(task, transcript, env)
     return EpisodeMetrics(
         task_id=task.id,

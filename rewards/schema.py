@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.types import Action
+
+if TYPE_CHECKING:
+    from envs.env import Env
 
 
 def functions(tool_schemas: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Tool name -> its `parameters` schema."""
     return {schema["function"]["name"]: schema["function"].get("parameters") or {} for schema in tool_schemas}
+
+
+def agent_tools(env: Env) -> dict[str, Mapping[str, Any]]:
+    """The tools that the agent of this environment has, as `functions` gives them."""
+    return functions(env.domain.solo_tool_schemas if env.solo else env.domain.tool_schemas)
+
+
+def agent_writes(env: Env) -> frozenset[str]:
+    """Those of them that change a database."""
+    return env.domain.write_tools | env.domain.user_write_tools if env.solo else env.domain.write_tools
 
 
 def missing_arguments(action: Action, parameters: Mapping[str, Any]) -> list[str]:

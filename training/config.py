@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from envs.errors import TaudojoError
+from rewards.audit import Reason
 from rollouts.chat import ChatConfig
 from rollouts.engines.base import EngineConfig
 from rollouts.episode import EpisodeLimits
@@ -50,6 +51,7 @@ class EnvSection(Section):
     max_repeats: int = Field(3, ge=2)
     max_turn_tokens: int = Field(160, ge=1)
     deadline_s: float = Field(600.0, gt=0)
+    exclude_audited: list[Reason] = Field(default_factory=list)
 
 
 class UserSection(Section):

@@ -8,6 +8,7 @@ from envs.domain import Domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import KINDS, sample_tasks, task_users
 from envs.types import Task
+from rewards.audit import without
 from training.config import RunConfig
 
 HELDOUT_SEED = 90_001
@@ -52,5 +53,17 @@ def choose_tasks(domain: Domain, config: RunConfig, grpo_tasks: int = 2000) -> T
     if config.sft.official_train:
         sft = [*sft, *(t for t in domain.tasks("train") if not task_users(domain, [t]) & unseen)]
     grpo = sample_tasks(domain, grpo_tasks, seed + 500_000, config.grpo.kinds, exclude_users=unseen)
+    sft, grpo = _sound(sft, domain, config, "sft"), _sound(grpo, domain, config, "grpo")
     chosen = test if config.evaluate.test is None else test[: config.evaluate.test]
     return TaskSets(chosen, heldout, sft, grpo)
+
+
+def _sound(tasks: list[Task], domain: Domain, config: RunConfig, stage: str) -> list[Task]:
+    """Training tasks without the faults of `env.exclude_audited`. Evaluation keeps all tasks."""
+    sound = without(tasks, domain, config.env.exclude_audited)
+    if tasks and not sound:
+        reasons = ", ".join(config.env.exclude_audited)
+        raise TaudojoError(
+            f"env.exclude_audited: no task for {stage} is free of {reasons}; exclude less, or change {stage}.kinds"
+        )
+    return sound

@@ -80,3 +80,21 @@ def test_chosen_kinds_are_the_only_ones(retail: Domain):
     sets: Any = chosen(retail, "grpo.kinds=[cancel]", "evaluate.heldout_kinds=[lookup]")
     assert {t.kind for t in sets.grpo} == {"cancel"}
     assert {t.kind for t in sets.heldout} == {"lookup"}
+
+
+def test_audited_tasks_are_kept_out_of_training_and_stay_in_evaluation(retail: Domain, sets: TaskSets):
+    sound = chosen(retail, "env.exclude_audited=[noop_passes]", "evaluate.heldout_kinds=[lookup]")
+    assert "lookup" in {t.kind for t in sets.sft} and "lookup" in {t.kind for t in sets.grpo}
+    assert not {t.kind for t in [*sound.sft, *sound.grpo]} & {"lookup"}
+    assert [t.raw for t in sound.test] == [t.raw for t in sets.test]
+    assert {t.kind for t in sound.heldout} == {"lookup"}
+
+
+def test_excluding_every_task_is_an_error_that_says_what_to_change(retail: Domain):
+    with pytest.raises(TaudojoError, match=r"env\.exclude_audited: no task for grpo is free of noop_passes; .*grpo\.kinds"):
+        chosen(retail, "env.exclude_audited=[noop_passes]", "grpo.kinds=[lookup]")
+
+
+def test_an_unknown_audit_reason_is_named():
+    with pytest.raises(TaudojoError, match=r"env\.exclude_audited\.0: .*noop_passes.*got 'boring'"):
+        load(["env.exclude_audited=[boring]"])
