@@ -25,6 +25,9 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 class Record(BaseModel):
     """One row: what a tool reads, copies and writes."""
 
+    #: The members that tools change in place, to copy no more than these; None is all. A member may always be replaced.
+    written_in_place: ClassVar[tuple[str, ...] | None] = None
+
     _shared: bool = PrivateAttr(False)
     _text: str | None = PrivateAttr(None)
     _canonical: str | None = PrivateAttr(None)
@@ -38,8 +41,17 @@ class Record(BaseModel):
         return self._shared
 
     def private_copy(self) -> Self:
-        """A copy that may be written. A row with a large part that is never written in place may share that part."""
-        new: Self = copied(self)
+        """A copy that may be written, as far as `written_in_place` says."""
+        new = self.shallow_copy()
+        members = new.__dict__
+        for name in members if self.written_in_place is None else self.written_in_place:
+            members[name] = copied(members[name])
+        return new
+
+    def shallow_copy(self) -> Self:
+        """A copy with the same members."""
+        new = self.__copy__()
+        new._shared, new._text, new._canonical = False, None, None
         return new
 
     def dump(self) -> dict[str, Any]:
@@ -78,8 +90,6 @@ def copied(value: Any) -> Any:
         for name, member in members.items():
             if type(member) not in _PLAIN:
                 members[name] = copied(member)
-        if isinstance(new, Record):
-            new._shared, new._text, new._canonical = False, None, None
         return new
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
@@ -144,9 +154,8 @@ class Table(Mapping[str, R]):
         return self._rows[key]
 
     def __contains__(self, key: object) -> bool:
-        if key in self._edited:
-            return self._edited[key] is not None  # type: ignore[index]
-        return key in self._rows
+        edited: Mapping[Any, R | None] = self._edited
+        return edited[key] is not None if key in edited else key in self._rows
 
     def __iter__(self) -> Iterator[str]:
         if not self._edited:

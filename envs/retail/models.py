@@ -61,6 +61,8 @@ PaymentMethod = CreditCard | GiftCard | Paypal
 
 
 class User(Record):
+    written_in_place = ("payment_methods",)
+
     user_id: str
     name: UserName
     address: UserAddress
@@ -94,6 +96,8 @@ OrderStatus = Literal[
 
 
 class Order(Record):
+    written_in_place = ("items", "payment_history")
+
     order_id: str
     user_id: str
     address: UserAddress
