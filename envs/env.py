@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from envs.domain import DONE, STOP_TOKEN, Domain
-from envs.errors import TaudojoError
+from envs.errors import TaudojoError, UserError
 from envs.toolkit import Snapshot, ToolKit
 from envs.types import GREETING, Action, AgentTurn, Message, StopReason, Task, Transcript
 from envs.users.base import ToolUser, User, UserReply
@@ -229,7 +229,11 @@ class Env:
     def _hear_user(self) -> tuple[Message, ...]:
         heard: tuple[Message, ...] = ()
         while self._state.awaiting_user:
-            reply = self.ask()
+            try:
+                reply = self.ask()
+            except UserError:
+                self.interrupt(StopReason.USER_ERROR)
+                break
             if not isinstance(reply, UserReply | str):
                 raise TypeError("This user answers asynchronously: play with open(), begin(), ask() and finish().")
             heard += self.finish(reply)

@@ -7,17 +7,18 @@ Nothing sampled is ever rendered again. The episode's only hook is `generate`: a
 
 from __future__ import annotations
 
-import inspect
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from envs.domain import Domain
 from envs.env import Env
+from envs.errors import UserError
 from envs.retail.expert import GoldAgent
 from envs.types import Message, StopReason
-from envs.users.base import User
+from envs.users.base import User, UserReply
+from envs.users.registry import usage_of
 from rewards.breakdown import RewardFn
 from rewards.metrics import episode_metrics
 from rollouts.chat import ChatFormat
@@ -50,7 +51,7 @@ class World:
     parser: Parser
     style: Style
     reward_fn: RewardFn
-    new_user: Callable[[], User]
+    new_user: Callable[[], User | None]
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
 
     def new_env(self, request: EpisodeRequest) -> Env:
@@ -101,15 +102,19 @@ class _Context:
 
 
 async def play(request: EpisodeRequest, world: World, generate: Generate) -> Trajectory:
-    """Plays one episode to its end and scores it. Engine failures propagate; everything else ends in a `StopReason`."""
+    """Plays one episode to its end and scores it. Engine failures propagate; everything else ends in a `StopReason`.
+
+    Where the customer fails before the first turn, nothing is sampled and the only segment is empty.
+    """
     begin = time.monotonic()
     env = world.new_env(request)
     if request.policy == "gold":
         generate = gold_policy(env, world.chat)
-    history = list(env.reset(request.seed))
-    system, tools = system_prompt(world.domain, world.style, world.parser)
+    env.open(request.seed)
+    await hear_user(env)
+    system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo)
     context = _Context()
-    context.start(world.chat.opening(system, tools, world.rendered(history)))
+    context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
     limits = world.limits
     cached, generating, turn_number = 0, 0.0, 0
     while not env.done:
@@ -133,20 +138,17 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
         turn_number += 1
         context.sampled(generation)
         turn = world.parser.parse(world.chat.decode(generation.token_ids))
-        new = env.begin(turn)
-        if env.awaiting_user:
-            reply: Any = env.user.reply(turn.content or "")
-            new += env.finish(await reply if inspect.isawaitable(reply) else reply)
+        new = env.begin(turn) + await hear_user(env)
         if env.done:
             break
         if world.chat.splits:
-            transcript = env.transcript
-            context.start(world.chat.opening(system, tools, world.rendered(transcript.messages)))
+            context.start(world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
         else:
             context.append(world.chat.close(generation.token_ids))
             context.append(world.chat.extend(world.rendered(new)))
     transcript = env.transcript
     reward = world.reward_fn(request.task, transcript, env)
+    usage = usage_of(env.user)
     return Trajectory(
         transcript=transcript,
         kind=request.task.kind,
@@ -160,7 +162,24 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
         seconds=time.monotonic() - begin,
         cached_tokens=cached,
         timings={"generate": generating},
+        user_usage=usage.to_json() if usage else {},
     )
+
+
+async def hear_user(env: Env) -> tuple[Message, ...]:
+    """The customer's turn, if it is theirs: their words, after whatever they do on their own device.
+
+    A customer that fails ends the episode as USER_ERROR.
+    """
+    heard: tuple[Message, ...] = ()
+    while env.awaiting_user:
+        try:
+            reply = env.ask()
+            heard += env.finish(reply if isinstance(reply, UserReply | str) else await reply)
+        except UserError as error:
+            logging.getLogger(__name__).warning("task %s of %s: %s", env.task.id, env.domain.name, error)
+            env.interrupt(StopReason.USER_ERROR)
+    return heard
 
 
 def gold_policy(env: Env, chat: ChatFormat) -> Generate:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from envs.types import Task
 from rewards.metrics import block
-from rollouts.trajectory import EpisodeRequest, Trajectory
+from rollouts.trajectory import EpisodeRequest, Trajectory, user_usage
 
 
 class Player(Protocol):
@@ -32,13 +32,14 @@ class Evaluation:
         return [t for t in self.trajectories if t.group == number]
 
     def flat(self) -> dict[str, float]:
-        """`{"heldout/action_f1": 0.7, …}` for logging."""
-        return {
+        """`{"heldout/action_f1": 0.7, …}` for logging, and what customers played by a language model used."""
+        rates = {
             f"{name}/{key}": float(value)
             for name, values in self.blocks.items()
             for key, value in values.items()
             if isinstance(value, int | float)
         }
+        return {**rates, **user_usage(self.trajectories)}
 
 
 def evaluate(

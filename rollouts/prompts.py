@@ -31,11 +31,29 @@ Follow the policy in everything, and write tool calls as valid JSON.
 {policy}
 </policy>"""
 
+_SOLO = """\
+<instructions>
+You are a customer service agent. You are given a customer's request in writing, and solve it as the policy below says.
+There is nobody to talk to: in each turn call one tool. The customer's device is at hand, and some of the tools work on it.
+When the request is solved, call the tool done, alone. Follow the policy in everything, and write tool calls as valid JSON.
+</instructions>
+<policy>
+{policy}
+</policy>"""
+
 _EXAMPLE = Action("tool", {"argument": "value"})
 
 
-def system_prompt(domain: Domain, style: Style, parser: Parser) -> tuple[str, list[dict[str, Any]] | None]:
-    """The system message and the schemas that the chat format has to show (None where the message lists the tools itself)."""
+def system_prompt(domain: Domain, style: Style, parser: Parser, *, solo: bool = False) -> tuple[str, list[dict[str, Any]] | None]:
+    """The system message and the schemas that the chat format has to show (None where the message lists the tools itself).
+
+    Args:
+        solo: The agent works alone, with the customer's tools beside its own; only in the official style.
+    """
+    if solo and style != "official":
+        raise TaudojoError("Without a customer (user=solo) there is no compact prompt; set env.prompt=official.")
+    if solo:
+        return _SOLO.format(policy=domain.solo_policy), domain.solo_tool_schemas
     if style == "official":
         return _OFFICIAL.format(policy=domain.policy), domain.tool_schemas
     return f"{_compact(domain.name).compact_policy(domain)}\nTo call a tool, write only:\n{parser.format_call(_EXAMPLE)}", None

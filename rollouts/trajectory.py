@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,8 @@ class Trajectory:
     seconds: float = 0.0
     cached_tokens: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
+    #: Where a language model played the customer: `answers`, `retries`, `prompt_tokens`, `completion_tokens`, `cost_usd`.
+    user_usage: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -89,6 +91,7 @@ class Trajectory:
             },
             "seconds": round(self.seconds, 3),
             "timings": {k: round(v, 4) for k, v in self.timings.items()},
+            **({"user_usage": dict(self.user_usage)} if self.user_usage else {}),
             "segments": [
                 {
                     "token_ids": s.token_ids,
@@ -125,4 +128,14 @@ class Trajectory:
             seconds=raw["seconds"],
             cached_tokens=raw["tokens"]["cached"],
             timings=raw["timings"],
+            user_usage=raw.get("user_usage", {}),
         )
+
+
+def user_usage(trajectories: Iterable[Trajectory]) -> dict[str, float]:
+    """What the customers of these episodes used together, as `user/…` for logging; empty without language models."""
+    total: dict[str, float] = {}
+    for trajectory in trajectories:
+        for name, used in trajectory.user_usage.items():
+            total[f"user/{name}"] = total.get(f"user/{name}", 0.0) + used
+    return total

@@ -17,8 +17,7 @@ from envs.data import DataSource
 from envs.domain import load_domain
 from envs.errors import TaudojoError
 from envs.identity import ensure_own_packages
-from envs.users.base import User
-from envs.users.scripted import ScriptedUser
+from envs.users.registry import user_factory
 from rewards.compose import build_reward
 from rollouts.chat import ChatConfig, ChatFormat
 from rollouts.engines.base import Engine, EngineConfig
@@ -27,8 +26,6 @@ from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
 from rollouts.prompts import Style
 from rollouts.trajectory import EpisodeRequest, Trajectory
-
-USERS: dict[str, type] = {"scripted": ScriptedUser}
 
 
 @dataclass(frozen=True)
@@ -53,20 +50,14 @@ def build_world(config: WorldConfig) -> World:
 
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     parser = get_parser(config.parser, tokenizer)
-    if config.user not in USERS:
-        raise TaudojoError(f"user.name={config.user} is not one of {', '.join(USERS)}")
-
-    def new_user() -> User:
-        user: User = USERS[config.user](**config.user_settings)
-        return user
-
+    domain = load_domain(config.domain, config.source)
     return World(
-        domain=load_domain(config.domain, config.source),
+        domain=domain,
         chat=ChatFormat(tokenizer, config.chat, parser),
         parser=parser,
         style=config.style,
         reward_fn=build_reward(config.reward),
-        new_user=new_user,
+        new_user=user_factory(config.user, config.user_settings, domain, asynchronous=True),
         limits=config.limits,
     )
 

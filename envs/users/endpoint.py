@@ -117,34 +117,44 @@ class ChatEndpoint:
         return self
 
     def ask(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), seed: int | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        seed: int | None = None,
+        meter: Usage | None = None,
     ) -> Answer:
-        """The model's next message.
+        """The model's next message; `meter` counts it beside `usage`.
 
         Raises:
             UserError: the endpoint refuses, or gave no usable answer in all attempts.
         """
+        meters = [self.usage, *([meter] if meter else [])]
         request = self._request(messages, tools, seed)
         for attempt in itertools.count(1):
             try:
                 raw = self._client().chat.completions.with_raw_response.create(**request)
-                return self._read(raw.http_response.content)
+                return self._read(raw.http_response.content, meters)
             except self._expected() as error:
-                pause_s = self._pause(error, attempt)
+                pause_s = self._pause(error, attempt, meters)
             time.sleep(pause_s)
         raise AssertionError("unreachable")
 
     async def aask(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), seed: int | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        seed: int | None = None,
+        meter: Usage | None = None,
     ) -> Answer:
         """`ask` for a caller with other things to do meanwhile."""
+        meters = [self.usage, *([meter] if meter else [])]
         request = self._request(messages, tools, seed)
         for attempt in itertools.count(1):
             try:
                 raw = await self._async_client().chat.completions.with_raw_response.create(**request)
-                return self._read(raw.http_response.content)
+                return self._read(raw.http_response.content, meters)
             except self._expected() as error:
-                pause_s = self._pause(error, attempt)
+                pause_s = self._pause(error, attempt, meters)
             await asyncio.sleep(pause_s)
         raise AssertionError("unreachable")
 
@@ -206,7 +216,7 @@ class ChatEndpoint:
 
         return openai.APIError, _Unusable
 
-    def _pause(self, error: Exception, attempt: int) -> float:
+    def _pause(self, error: Exception, attempt: int, meters: Sequence[Usage]) -> float:
         """Seconds to wait before the next try. Raises UserError where there is none."""
         import openai
 
@@ -226,16 +236,18 @@ class ChatEndpoint:
                 f"{settings.model} gave no usable answer for the customer in {attempt} tries, the last one: {said}; "
                 "check the endpoint, or raise user.settings.attempts or timeout_s."
             ) from None
-        self.usage.retries += 1
+        for usage in meters:
+            usage.retries += 1
         backoff = min(settings.max_backoff_s, settings.backoff_s * 2 ** (attempt - 1))
         return max(backoff * self._jitter.uniform(0.75, 1.0), min(asked, _LONGEST_PAUSE_S))
 
-    def _read(self, content: bytes) -> Answer:
+    def _read(self, content: bytes, meters: Sequence[Usage]) -> Answer:
         try:
             body = json.loads(content)
         except ValueError:
             raise _Unusable(f"an answer that is not JSON ({_short(repr(content))})") from None
-        self._count(body)
+        for usage in meters:
+            self._count(body, usage)
         try:
             message = body["choices"][0]["message"]
             text = message.get("content")
@@ -248,16 +260,15 @@ class ChatEndpoint:
             raise _Unusable("an empty answer")
         return Answer(text, calls)
 
-    def _count(self, body: Any) -> None:
+    def _count(self, body: Any, usage: Usage) -> None:
         """Unusable answers have been paid for too."""
-        usage, settings = self.usage, self.settings
         told = body.get("usage") if isinstance(body, Mapping) else None
         told = told if isinstance(told, Mapping) else {}
         prompt, completion = _tokens(told.get("prompt_tokens")), _tokens(told.get("completion_tokens"))
         usage.answers += 1
         usage.prompt_tokens += prompt
         usage.completion_tokens += completion
-        prices = settings.usd_per_million_prompt_tokens, settings.usd_per_million_completion_tokens
+        prices = self.settings.usd_per_million_prompt_tokens, self.settings.usd_per_million_completion_tokens
         if prices != (None, None):
             cost = prompt * (prices[0] or 0.0) + completion * (prices[1] or 0.0)
             usage.cost_usd = (usage.cost_usd or 0.0) + cost / 1e6

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from envs.types import GREETING, Action, Message, StopReason, Task
 from envs.users.base import UserReply
-from envs.users.endpoint import Answer, ChatEndpoint, ModelCall
+from envs.users.endpoint import Answer, ChatEndpoint, ModelCall, Usage
 
 if TYPE_CHECKING:
     from envs.domain import Domain
@@ -39,9 +39,13 @@ class _Customer:
     Args:
         guidelines: τ²'s `simulation_guidelines.md`, or `simulation_guidelines_tools.md` where there are tools.
         tools: The customer's tools in OpenAI's function format.
+
+    Attributes:
+        usage: What this conversation used; `endpoint.usage` counts all of them.
     """
 
     def __init__(self, endpoint: ChatEndpoint, guidelines: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.usage = Usage()
         self._endpoint = endpoint
         self._guidelines = guidelines
         self._tools = tools
@@ -58,6 +62,7 @@ class _Customer:
 
     def reset(self, task: Task, seed: int | None) -> None:
         self._messages = [{"role": "system", "content": system_prompt(self._guidelines, task)}]
+        self.usage = Usage()
         self._open_calls = []
         self._seed = seed
         history = task.history
@@ -109,7 +114,7 @@ class LLMUser(_Customer):
 
     def reply(self, message: str) -> UserReply:
         self._hear(message)
-        return self._say(self._endpoint.ask(self._messages, self._tools, self._seed))
+        return self._say(self._endpoint.ask(self._messages, self._tools, self._seed, self.usage))
 
 
 class AsyncLLMUser(_Customer):
@@ -120,7 +125,7 @@ class AsyncLLMUser(_Customer):
 
     async def reply(self, message: str) -> UserReply:
         self._hear(message)
-        return self._say(await self._endpoint.aask(self._messages, self._tools, self._seed))
+        return self._say(await self._endpoint.aask(self._messages, self._tools, self._seed, self.usage))
 
 
 def stop_of(text: str) -> StopReason | None:

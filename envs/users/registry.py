@@ -49,6 +49,13 @@ def user_factory(name: str, settings: Mapping[str, Any], domain: Domain, *, asyn
     return USERS[name](settings, domain, asynchronous)
 
 
+def usage_of(user: User | None) -> Usage | None:
+    """What a customer's conversation used; None where no language model plays them."""
+    if isinstance(user, NoisyUser):
+        return usage_of(user.inner)
+    return user.usage if isinstance(user, LLMUser | AsyncLLMUser) else None
+
+
 def _scripted(settings: Mapping[str, Any], domain: Domain, asynchronous: bool) -> UserFactory:
     _check("scripted", settings, inspect.signature(ScriptedUser).parameters)
     return UserFactory(lambda: ScriptedUser(**settings))
