@@ -106,7 +106,8 @@ class Accounts(ToolKit):
         else:
             draft = self.db.bills.edit(draft.bill_id)
         kind = "Credit" if amount < 0 else "Charge"
-        draft.line_items.append(LineItem(description=description, amount=amount, date=TODAY, item_type=kind))
+        item = LineItem(description=description, amount=amount, date=TODAY, item_type=kind)
+        draft.line_items = [*draft.line_items, item]
         draft.total_due += amount
 
     def _add_bill(self, bill_id: str, customer_id: str, month: tuple[date, date], status: Literal["Draft", "Overdue"]) -> Bill:
@@ -124,7 +125,8 @@ class Accounts(ToolKit):
             status=status,
         )
         self.db.bills.add(bill_id, bill)
-        self.db.customers.edit(customer_id).bill_ids.append(bill_id)
+        customer = self.db.customers.edit(customer_id)
+        customer.bill_ids = [*customer.bill_ids, bill_id]
         return bill
 
     @helper
@@ -149,9 +151,7 @@ class Accounts(ToolKit):
         if any(bill.status == "Overdue" for bill in map(self.bill, self.customer(customer_id).bill_ids)):
             raise ValueError("Customer already has an overdue bill")
         bill = self._add_bill(new_bill_id, customer_id, _LAST_MONTH, "Overdue")
-        bill.line_items.append(
-            LineItem(description=f"Charge for line {line.line_id}", amount=amount, date=TODAY, item_type="Charge")
-        )
+        bill.line_items = [LineItem(description=f"Charge for line {line.line_id}", amount=amount, date=TODAY, item_type="Charge")]
         bill.total_due += amount
         line = self.db.lines.edit(line_id)
         line.status = "Suspended"

@@ -9,10 +9,19 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from envs.database import Base, Database, merged
+from pydantic import ConfigDict
+
+from envs.database import Base, Database, Record, merged
 
 #: The key of the only row of a table that stands for one object.
 ONLY = "only"
+
+
+class Row(Record):
+    """A row whose lists and inner objects are never written in place: a tool puts a changed copy there, and copies stay small."""
+
+    written_in_place: ClassVar[tuple[str, ...] | None] = ()
+    model_config = ConfigDict(extra="forbid")
 
 
 class ListDatabase(Database):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from envs.domain import Domain
-from envs.telecom.models import TelecomDatabase
+from envs.telecom.models import Line, TelecomDatabase
 from envs.types import Action, AgentTurn, Task, Transcript
 
 TRANSFER_WORDS = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
@@ -68,9 +68,12 @@ class GoldAgent:
 
 
 def _turns(db: TelecomDatabase, task: Task) -> Iterator[AgentTurn]:
+    line = _customers_line(db, task)
     known: set[str] = set()
+    if line:
+        yield _call("get_customer_by_phone", phone_number=line.phone_number)
     for action in task.gold_actions:
-        for turn in _looks(db, task, action) if action.requestor == "assistant" else _checks(action):
+        for turn in _checks(action) if action.requestor == "user" else _looks(action, line):
             if (what := repr(turn)) not in known:
                 known.add(what)
                 yield turn
@@ -90,6 +93,13 @@ def _turns(db: TelecomDatabase, task: Task) -> Iterator[AgentTurn]:
     yield AgentTurn(LAST_WORDS)
 
 
+def _customers_line(db: TelecomDatabase, task: Task) -> Line | None:
+    """The line whose number the scenario tells."""
+    told = re.search(r"\b\d{3}-\d{3}-\d{4}\b", task.instructions.get("known_info") or "")
+    lines = db.lines.where("phone_number", lambda line: line.phone_number, told[0]) if told else ()
+    return next(iter(lines), None)
+
+
 def request(action: Action) -> str:
     """A customer's action in the agent's words."""
     return _REQUESTS[action.name](action.arguments) if action.name in _REQUESTS else f"Please use {action.name}."
@@ -100,18 +110,15 @@ def _checks(action: Action) -> Iterator[AgentTurn]:
         yield AgentTurn(_CHECKS[action.name])
 
 
-def _looks(db: TelecomDatabase, task: Task, action: Action) -> Iterator[AgentTurn]:
-    """What the agent finds out first: the customer by the scenario's phone number, then what decides about the action."""
-    found = re.search(r"\b\d{3}-\d{3}-\d{4}\b", task.instructions.get("known_info") or "")
-    if not found:
-        return
-    line = db.lines.where("phone_number", lambda line: line.phone_number, found[0])[0]
+def _looks(action: Action, line: Line | None) -> Iterator[AgentTurn]:
+    """What the agent finds out before it acts."""
     customer_id = action.arguments.get("customer_id")
     if action.name == "transfer_to_human_agents":
         yield AgentTurn(_CHECKS["reseat_sim_card"])
-    yield _call("get_customer_by_phone", phone_number=found[0])
     if action.name in ("send_payment_request", "resume_line"):
         yield _call("get_bills_for_customer", customer_id=customer_id)
+    if line is None:
+        return
     if action.name == "refuel_data":
         yield _call("get_data_usage", customer_id=customer_id, line_id=line.line_id)
     yield _call("get_details_by_id", id=line.line_id)

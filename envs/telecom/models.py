@@ -9,16 +9,14 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from envs.database import Record, Table
-from envs.telecom.database import ListDatabase
+from envs.telecom.database import ListDatabase, Row
 
 LineStatus = Literal["Active", "Suspended", "Pending Activation", "Closed"]
 BillStatus = Literal["Draft", "Issued", "Awaiting Payment", "Paid", "Overdue", "Disputed"]
 AccountStatus = Literal["Active", "Suspended", "Pending Verification", "Closed"]
 
 
-class Plan(Record):
-    model_config = ConfigDict(extra="forbid")
-
+class Plan(Row):
     plan_id: str
     name: str
     data_limit_gb: float
@@ -26,10 +24,8 @@ class Plan(Record):
     data_refueling_price_per_gb: float
 
 
-class Device(Record):
+class Device(Row):
     """What the carrier knows about a device. What happens on the phone itself is in `phone.py`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     device_id: str
     device_type: Literal["phone", "router", "tablet", "watch", "other"]
@@ -41,9 +37,7 @@ class Device(Record):
     last_esim_transfer_date: datetime.datetime | None = None
 
 
-class Line(Record):
-    model_config = ConfigDict(extra="forbid")
-
+class Line(Row):
     line_id: str
     phone_number: str
     status: LineStatus = "Pending Activation"
@@ -67,9 +61,7 @@ class LineItem(BaseModel):
     item_type: str
 
 
-class Bill(Record):
-    model_config = ConfigDict(extra="forbid")
-
+class Bill(Row):
     bill_id: str
     customer_id: str
     period_start: datetime.date
@@ -98,9 +90,7 @@ class PaymentMethod(BaseModel):
     expiration_date: str
 
 
-class Customer(Record):
-    model_config = ConfigDict(extra="forbid")
-
+class Customer(Row):
     customer_id: str
     full_name: str
     date_of_birth: str

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from envs.database import Record, Table
-from envs.telecom.database import ObjectDatabase
+from envs.telecom.database import ObjectDatabase, Row
 
 
 class SimStatus(StrEnum):
@@ -102,18 +102,7 @@ class AppStatus(BaseModel):
     permissions: AppPermissions
 
 
-class ObjectRecord(Record):
-    """A row whose inner objects are never written in place: a tool puts a changed copy there, so that most copies are small."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    def private_copy(self) -> Self:
-        new = self.__copy__()
-        new._shared, new._text, new._canonical = False, None, None
-        return new
-
-
-class Phone(ObjectRecord):
+class Phone(Row):
     sim_card_status: SimStatus = SimStatus.ACTIVE
     sim_card_missing: bool = False
     airplane_mode: bool = False
@@ -158,7 +147,7 @@ _SIGNALS = {
 }
 
 
-class Surroundings(ObjectRecord):
+class Surroundings(Row):
     """Where the customer is, what the network offers there, and what the carrier lets the phone do (set by `sync`)."""
 
     name: str | None = None

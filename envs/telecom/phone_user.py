@@ -146,6 +146,12 @@ class PhoneUser:
         return UserReply(_mine(" ".join(facts))) if facts else None
 
 
+#: The end of a line, with what it ends with and the dash of the next line in a list.
+_LINE_END = re.compile(r"([.:]?)\n[ -]*")
+#: How Python writes a member of an enumeration.
+_LEVEL = re.compile(r"<\w+\.\w+: ('\w+')>")
+
+
 def spoken(answers: list[str]) -> str:
     """The tools' answers in the customer's words. Of the status bars that changes show, the last is enough."""
     told = [answer.partition("\nStatus Bar: ")[0] for answer in answers[:-1]] + answers[-1:]
@@ -153,10 +159,11 @@ def spoken(answers: list[str]) -> str:
 
 
 def _sentence(answer: str) -> str:
-    text = _mine("; ".join(line.strip(" -") for line in answer.removeprefix("Error: ").splitlines()))
+    text = _LINE_END.sub(lambda end: f"{end[1] or ';'} ", answer.removeprefix("Error: "))
+    text = _mine(_LEVEL.sub(r"\1", text))
     if answer.startswith("Error: "):
         text = f"That did not work: {text}"
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    return text if text.endswith((".", "!", "?", ".)")) else f"{text}."
 
 
 _PERSONS = (
