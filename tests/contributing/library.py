@@ -12,6 +12,7 @@ def test_lending_changes_only_the_book(tmp_path: Path):
     folder = tmp_path / "domains" / "library"
     folder.mkdir(parents=True)
     (folder / "db.json").write_text(json.dumps({"books": {"b1": {"title": "Emma"}, "b2": {"title": "Ulysses"}}}))
+    (folder / "policy.md").write_text("Lend to members.")
     library = load_domain("library", DataSource(tmp_path, source="library", version="1"))
     tools, untouched = library.new_toolkit(), library.new_toolkit()
     found = tools.use(Action("find_book", {"title": "Emma"}))
