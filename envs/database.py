@@ -44,7 +44,8 @@ class Record(BaseModel):
         """A copy that may be written, as far as `written_in_place` says."""
         new = self.shallow_copy()
         members = new.__dict__
-        for name in members if self.written_in_place is None else self.written_in_place:
+        names = self.written_in_place
+        for name in tuple(members) if names is None else names:
             members[name] = copied(members[name])
         return new
 

@@ -153,7 +153,7 @@ class FlightInfo(BaseModel):
 
 
 class User(Record):
-    written_in_place = ("payment_methods", "reservations")
+    written_in_place: ClassVar[tuple[str, ...] | None] = ("payment_methods", "reservations")
 
     user_id: str
     name: Name
@@ -167,7 +167,7 @@ class User(Record):
 
 
 class Reservation(Record):
-    written_in_place = ("payment_history",)
+    written_in_place: ClassVar[tuple[str, ...] | None] = ("payment_history",)
 
     reservation_id: str
     user_id: str

@@ -61,7 +61,7 @@ PaymentMethod = CreditCard | GiftCard | Paypal
 
 
 class User(Record):
-    written_in_place = ("payment_methods",)
+    written_in_place: ClassVar[tuple[str, ...] | None] = ("payment_methods",)
 
     user_id: str
     name: UserName
@@ -96,7 +96,7 @@ OrderStatus = Literal[
 
 
 class Order(Record):
-    written_in_place = ("items", "payment_history")
+    written_in_place: ClassVar[tuple[str, ...] | None] = ("items", "payment_history")
 
     order_id: str
     user_id: str

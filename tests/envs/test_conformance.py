@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from envs.data import DataSource, open_source
-from envs.domain import DOMAINS, Domain, load_domain
+from envs.domain import DOMAINS, load_domain
 from envs.toolkit import ToolKit
-from envs.types import Action, Task
+from envs.types import Action
 
 SHARED = Path(__file__).parents[3] / "shared"
 RECORDED = SHARED / "conformance"
@@ -46,10 +46,6 @@ def recordings(name: str) -> Iterator[dict]:
         yield from map(json.loads, lines)
 
 
-def tasks_of(domain: Domain) -> dict[str, Task]:
-    return {task.id: task for task in domain.tasks("full" if domain.name == "telecom" else "base")}
-
-
 class Hashes:
     """The official hashes of a toolkit; computed again only after a change."""
 
@@ -67,7 +63,7 @@ class Hashes:
 
 def test_gold_trajectories_give_the_recorded_results_and_databases_on_the_packaged_data(name, packaged):
     domain = load_domain(name, packaged)
-    tasks = tasks_of(domain)
+    tasks = {task.id: task for task in domain.all_tasks}
     recorded = json.loads((FIXTURES / f"{name}_hashes.json").read_text())
     assert len(recorded) == KNOWN[name]
     for line in recorded:
@@ -81,7 +77,7 @@ def test_gold_trajectories_give_the_recorded_results_and_databases_on_the_packag
 
 def test_every_official_recording_is_reproduced(name, official):
     domain = load_domain(name, official)
-    tasks = tasks_of(domain)
+    tasks = {task.id: task for task in domain.all_tasks}
     differences, count = [], 0
     for line in recordings(name):
         count += 1
