@@ -24,7 +24,7 @@ from typing import cast
 from envs.domain import DONE, STOP_TOKEN, Domain
 from envs.errors import TaudojoError, UserError
 from envs.toolkit import Snapshot, ToolKit
-from envs.types import GREETING, Action, AgentTurn, Message, StopReason, Task, Transcript
+from envs.types import GREETING, Action, AgentTurn, Message, Requestor, StopReason, Task, Transcript
 from envs.users.base import ToolUser, User, UserReply
 
 #: Rounds of calls that a customer may make before they answer; more is a fault of the simulation.
@@ -135,7 +135,7 @@ class Env:
             self.interrupt(StopReason.AGENT_STOP)
             return ()
         failure = self._silence(turn) if turn.parse_failure is None else turn.parse_failure
-        actions = turn.actions if failure is None else ()
+        actions = _made_by("assistant", turn.actions) if failure is None else ()
         state.messages.append(Message("assistant", turn.content, actions, parse_failure=failure))
         if failure is None and not actions:
             state.awaiting_user, state.heard, state.user_rounds = True, turn.content, 0
@@ -255,7 +255,7 @@ class Env:
 
     def _run_user_calls(self, reply: UserReply) -> None:
         state = self._state
-        actions = tuple(replace(action, requestor="user") for action in reply.actions)
+        actions = _made_by("user", reply.actions)
         state.messages.append(Message("user", reply.text or None, actions=actions))
         results = tuple([self._call(action) for action in actions])
         state.user_rounds += 1
@@ -288,6 +288,11 @@ def _is_last(turn: AgentTurn) -> bool:
     if turn.parse_failure is not None:
         return False
     return any(action.name == DONE for action in turn.actions) or (not turn.actions and STOP_TOKEN in (turn.content or ""))
+
+
+def _made_by(requestor: Requestor, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+    """The calls under their maker's own name: nobody calls in the name of the other."""
+    return tuple([a if a.requestor == requestor else replace(a, requestor=requestor) for a in actions])
 
 
 def _equal(action: Action, other: Action | None) -> bool:

@@ -92,6 +92,13 @@ def test_a_customer_acts_before_speaking_and_the_agent_does_not_see_it(mock):
     assert type(transcript).from_json(json.loads(json.dumps(transcript.to_json()))) == transcript
 
 
+def test_an_agent_cannot_call_in_the_customers_name(mock):
+    env = Env(mock, make_task(), InboxUser())
+    env.reset()
+    (result,) = env.step(AgentTurn(actions=(Action("check_notifications", {}, "user"),)))
+    assert result.content == "Error: Tool 'check_notifications' not found." and result.action.requestor == "assistant"
+
+
 def test_an_asynchronous_caller_asks_until_the_customer_has_answered(mock):
     env = Env(mock, make_task(), InboxUser())
     env.open()
