@@ -222,7 +222,8 @@ class Task:
 
     @property
     def reward_basis(self) -> tuple[str, ...]:
-        return tuple(self.criteria.get("reward_basis") or ("DB", "COMMUNICATE"))
+        basis = self.criteria.get("reward_basis")
+        return ("DB", "COMMUNICATE") if basis is None else tuple(basis)
 
 
 def read_history(raw: Sequence[Mapping[str, Any]] | None) -> tuple[Message, ...]:

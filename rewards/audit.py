@@ -86,7 +86,7 @@ def _print_table(audits: Sequence[Audit], domain: Domain) -> None:
         marks = ["x" if reason in a.reasons else "" for reason in REASONS]
         reward = "raises" if a.gold_reward is None else f"{a.gold_reward:g}"
         table.add_row(a.task_id, *marks, str(a.gold_calls), reward, "\n".join(a.errors))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     counts = ", ".join(f"{reason} {sum(reason in a.reasons for a in audits)}" for reason in REASONS)
     console.print(f"{len(found)} of {len(audits)} tasks: {counts}")

@@ -29,9 +29,15 @@ class SatisfiedUser:
 
 
 @pytest.fixture(scope="session")
-def retail() -> Domain:
-    kind = "path" if OFFICIAL_DATA.is_dir() else "packaged"
-    return load_domain("retail", open_source(kind, OFFICIAL_DATA if kind == "path" else None))
+def domain_of() -> Callable[[str], Domain]:
+    """A domain by name, from the official data where it is at hand, else from the packaged data."""
+    source = open_source("path", OFFICIAL_DATA) if OFFICIAL_DATA.is_dir() else open_source("packaged")
+    return lambda name: load_domain(name, source)
+
+
+@pytest.fixture(scope="session")
+def retail(domain_of: Callable[[str], Domain]) -> Domain:
+    return domain_of("retail")
 
 
 @pytest.fixture(scope="session")
