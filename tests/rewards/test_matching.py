@@ -1,5 +1,7 @@
 """When two calls are equal, and who is whose partner."""
 
+from dataclasses import replace
+
 import pytest
 
 from envs.types import Action
@@ -32,6 +34,24 @@ def test_case_is_ignored_where_the_tool_ignores_it():
     assert equal(Action("find_user_id_by_email", {"email": "a@b.com"}), Action("find_user_id_by_email", {"email": "A@B.com"}))
     gold = Action("cancel_pending_order", {"order_id": "#W1", "reason": "no longer needed"})
     assert not equal(gold, Action("cancel_pending_order", {"order_id": "#W1", "reason": "No longer needed"}))
+
+
+def test_what_other_domains_tools_ignore_is_ignored():
+    permission = Action("grant_app_permission", {"app_name": "messaging", "permission": "sms"}, "user")
+    assert equal(permission, replace(permission, arguments={"app_name": "messaging", "permission": "SMS"}), domain="telecom")
+    assert not equal(permission, replace(permission, arguments={"app_name": "Messaging", "permission": "sms"}), domain="telecom")
+    by_name = Action("get_customer_by_name", {"full_name": "John Smith", "dob": "1985-06-15"})
+    assert equal(by_name, replace(by_name, arguments={**by_name.arguments, "full_name": "john smith"}), domain="telecom")
+    sum_of = Action("calculate", {"expression": "1 + 2"})
+    assert equal(sum_of, Action("calculate", {"expression": "1+2"}), domain="airline")
+
+
+def test_flights_and_passengers_keep_their_order():
+    flights = [{"flight_number": "HAT001", "date": "2024-05-20"}, {"date": "2024-05-21", "flight_number": "HAT002"}]
+    turned = [dict(reversed(flight.items())) for flight in flights]
+    book = Action("book_reservation", {"user_id": "a", "flights": flights})
+    assert equal(book, replace(book, arguments={"user_id": "a", "flights": turned}), domain="airline")
+    assert not equal(book, replace(book, arguments={"user_id": "a", "flights": flights[::-1]}), domain="airline")
 
 
 def test_white_space_is_ignored_in_calculations_only():

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from envs.domain import load_domain
 from envs.env import Env
+from envs.errors import TaudojoError, UserError
 from envs.types import Action, AgentTurn, StopReason
+from envs.users.base import UserReply
 from rollouts.engines.base import EngineConfig, EngineFailed, Generation, SamplingParams
 from rollouts.engines.fake import LOGPROB, FakeEngine, FakeScript
 from rollouts.episode import World, play
 from rollouts.gold import gold_trajectories
-from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
+from rollouts.prompts import system_prompt
+from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory, user_usage
 
 LOOKUP = Action("get_order_details", {"order_id": "#W0000000"})
 
@@ -104,7 +109,7 @@ def test_the_mask_covers_the_policy_s_own_turns_and_nothing_else(world: World, t
 
 
 def test_what_the_policy_reads_is_the_system_prompt_the_customer_and_the_tools(world: World, task_sets: Any):
-    from rollouts.prompts import render_observation, system_prompt
+    from rollouts.prompts import render_observation
 
     (trajectory,) = gold_trajectories(world, task_sets.heldout[:1])
     read = [text_of(world, run) for run in runs(trajectory.segments[0], mask=False)]
@@ -239,6 +244,57 @@ def test_a_user_who_answers_later_is_awaited(world: World, lookup: Any):
     later: Callable[[], Any] = LaterUser
     turns = [AgentTurn("Could you give me your email?"), AgentTurn("Anything else?")]
     assert played(replace(world, new_user=later), lookup, turns).transcript == played(world, lookup, turns).transcript
+
+
+class FailingUser:
+    """A customer whose endpoint is down from its n-th answer on, the opening counted."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+
+    def reset(self, task: Any, seed: int | None) -> None:
+        pass
+
+    def opening(self) -> str:
+        return self._answer()
+
+    async def reply(self, message: str) -> Any:
+        return UserReply(self._answer())
+
+    def _answer(self) -> str:
+        if self.answers == 0:
+            raise UserError("the endpoint is down")
+        self.answers -= 1
+        return "Hello."
+
+
+@pytest.mark.parametrize(("answers", "said"), [(0, 0), (1, 1), (2, 2)])
+def test_a_customer_that_fails_ends_the_episode_without_blame(world: World, lookup: Any, caplog: Any, answers: int, said: int):
+    failing: Callable[[], Any] = lambda: FailingUser(answers)  # noqa: E731
+    trajectory = played(replace(world, new_user=failing), lookup, [AgentTurn("Could you give me your email?")])
+    assert trajectory.transcript.stop_reason is StopReason.USER_ERROR
+    assert trajectory.metrics.official_reward == 0.0
+    assert len(runs(trajectory.segments[0])) == said
+    assert "the endpoint is down" in caplog.text
+    assert Trajectory.from_json(json.loads(json.dumps(trajectory.to_json()))).transcript == trajectory.transcript
+
+
+def test_what_the_customer_used_is_kept_with_the_trajectory(world: World, lookup: Any):
+    turns = [AgentTurn("Anything else?")]
+    free = played(world, lookup, turns)
+    assert free.user_usage == {} and "user_usage" not in free.to_json()
+    paid = replace(free, user_usage={"prompt_tokens": 100, "cost_usd": 0.5})
+    assert Trajectory.from_json(json.loads(json.dumps(paid.to_json()))).user_usage == paid.user_usage
+    assert user_usage([paid, free, paid]) == {"user/prompt_tokens": 200, "user/cost_usd": 1.0}
+
+
+def test_a_solo_prompt_has_the_solo_policy_and_all_tools(world: World, packaged_data: Any):
+    telecom = load_domain("telecom", packaged_data)
+    system, tools = system_prompt(telecom, "official", world.parser, solo=True)
+    assert telecom.solo_policy and telecom.solo_policy in system
+    assert tools == telecom.solo_tool_schemas
+    with pytest.raises(TaudojoError, match=r"set env\.prompt=official"):
+        system_prompt(telecom, "compact", world.parser, solo=True)
 
 
 def test_an_environment_is_made_for_each_episode(world: World, lookup: Any):
