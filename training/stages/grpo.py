@@ -19,7 +19,7 @@ import numpy as np
 from envs.types import Task
 from rollouts.scheduler import RolloutPool
 from rollouts.store import TrajectoryStore
-from rollouts.trajectory import EpisodeRequest, Trajectory
+from rollouts.trajectory import EpisodeRequest, Trajectory, user_usage
 from training.config import AlgorithmSection, GRPOSection
 from training.learner.base import Sample
 from training.learner.group import LearnerGroup
@@ -187,7 +187,8 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "episodes": float(len(trajectories)),
     }
     stops = Counter(t.transcript.stop_reason.value for t in trajectories if t.transcript.stop_reason)
-    return metrics | {f"stop/{reason}": count / len(trajectories) for reason, count in stops.items()}
+    stop_rates = {f"stop/{reason}": count / len(trajectories) for reason, count in stops.items()}
+    return {**metrics, **stop_rates, **user_usage(trajectories)}
 
 
 def run_grpo(
