@@ -69,6 +69,7 @@ def _llm(settings: Mapping[str, Any], domain: Domain, asynchronous: bool) -> Use
         raise TaudojoError("user.settings.model is missing: name the model that plays the customer.")
     endpoint = ChatEndpoint(EndpointSettings(**settings))
     kind = AsyncLLMUser if asynchronous else LLMUser
+    kind.of(domain, endpoint)  # a data source without guidelines is told at once
     return UserFactory(lambda: cast(User, kind.of(domain, endpoint)), endpoint.usage)
 
 
