@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Answers below 500 that another try may change.
 _TEMPORARY = {408, 409, 425, 429}
+#: A wrong key, address or model. Where it is the first thing that an endpoint says, no episode would fare better.
+_MISTAKEN = {401, 403, 404}
 #: A server may ask for longer pauses than `max_backoff_s`, but not longer than this.
 _LONGEST_PAUSE_S = 120.0
 
@@ -127,6 +129,7 @@ class ChatEndpoint:
 
         Raises:
             UserError: the endpoint refuses, or gave no usable answer in all attempts.
+            TaudojoError: it has never answered, and refuses the key or does not know the model.
         """
         meters = [self.usage, *([meter] if meter else [])]
         request = self._request(messages, tools, seed)
@@ -226,10 +229,13 @@ class ChatEndpoint:
         if isinstance(error, openai.APIStatusError):
             final = error.status_code < 500 and error.status_code not in _TEMPORARY
             if final or error.code == "insufficient_quota":
-                raise UserError(
+                told = (
                     f"{settings.model} refuses to play the customer (status {error.status_code}: {said}); "
                     "check user.settings and the key."
-                ) from None
+                )
+                if error.status_code in _MISTAKEN and not self.usage.answers:
+                    raise TaudojoError(told) from None
+                raise UserError(told) from None
             asked = _seconds(error.response.headers.get("retry-after"))
         if attempt >= settings.attempts:
             raise UserError(

@@ -304,10 +304,20 @@ def test_a_server_that_is_not_there_is_an_error_that_names_the_model(server):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_a_refusal_is_not_asked_for_twice(server, status):
+    server.will_say(said("Hello"), Reply({"error": {"message": "too rude"}}, status))
+    endpoint = server.endpoint()
+    endpoint.ask([{"role": "user", "content": "Hi"}])
+    with pytest.raises(UserError, match=rf"status {status}: .*too rude"):
+        endpoint.ask([{"role": "user", "content": "Hi"}])
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_address_or_model_stops_the_run_at_its_first_question(server, retail, task, status):
     server.will_say(Reply({"error": {"message": "no such model"}}, status))
-    with pytest.raises(UserError, match=rf"status {status}: .*no such model"):
-        server.endpoint().ask([{"role": "user", "content": "Hi"}])
-    assert len(server.asked) == 1
+    env = Env(retail, task, LLMUser.of(retail, server.endpoint()))
+    with pytest.raises(TaudojoError, match=rf"status {status}: .*no such model.*check user\.settings"):
+        env.reset()
 
 
 def test_an_empty_purse_is_a_refusal(server):
@@ -322,7 +332,7 @@ def test_the_key_is_in_no_message_and_in_no_log(server, caplog):
     for status in (401, 500):
         server.will_say(Reply({"error": {"message": f"Incorrect API key provided: {KEY}"}}, status))
         endpoint = server.endpoint(attempts=1)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises((UserError, TaudojoError)) as caught:
             endpoint.ask([{"role": "user", "content": "Hi"}])
         assert KEY not in str(caught.value) and "***" in str(caught.value)
         assert KEY not in repr(endpoint.settings) + repr(endpoint)
@@ -372,7 +382,7 @@ def test_an_awaited_customer_is_asked_again_too(server):
     server.will_say(Reply({}, 503), b"?", said("Hello"))
     endpoint = server.endpoint()
     assert asyncio.run(endpoint.aask([{"role": "user", "content": "Hi"}])).content == "Hello"
-    server.will_say(Reply({}, 404))
+    server.will_say(Reply({}, 400))
     with pytest.raises(UserError):
         asyncio.run(endpoint.aask([{"role": "user", "content": "Hi"}]))
 
