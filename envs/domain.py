@@ -3,7 +3,8 @@
 >>> retail = load_domain("retail", open_source("packaged"))
 >>> env = Env(retail, retail.tasks("train")[0], ScriptedUser())
 
-A domain is a module with one function, `load(source) -> DomainParts`, and a line in `DOMAINS`:
+A domain is a module with one function, `load(source) -> DomainParts`. It has a line in `DOMAINS`, or is loaded by its dotted name
+(`load_domain("shop.library", …)`):
 
     def load(source: DataSource) -> DomainParts:
         database = read_database(source, "library", LibraryDatabase)
@@ -13,18 +14,23 @@ A domain is a module with one function, `load(source) -> DomainParts`, and a lin
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cache, cached_property
+from types import ModuleType
+from typing import Any, TypeVar, cast
 
+from envs import compact as general_form
 from envs.data import DataSource
 from envs.database import Database
 from envs.errors import TaudojoError
+from envs.expert import GoldAgent
+from envs.protocols import CompactForm, Expert, Sampler
 from envs.toolkit import ToolKit, function_schema
-from envs.types import Task
+from envs.types import DONE, STOP_TOKEN, Task
 
 #: The module of each domain.
 DOMAINS: Mapping[str, str] = {
@@ -33,9 +39,6 @@ DOMAINS: Mapping[str, str] = {
     "airline": "envs.airline",
     "telecom": "envs.telecom",
 }
-
-#: What a solo agent calls, or writes, when it is done (τ²-bench, `LLMSoloAgent`).
-DONE, STOP_TOKEN = "done", "###STOP###"
 
 #: Initial states that are kept ready; more than any task file has.
 _KEPT_STATES = 4096
@@ -58,10 +61,11 @@ class DomainParts:
 class Domain:
     """One domain from one data source. Made by `load_domain`, which keeps it for the life of the process."""
 
-    def __init__(self, name: str, source: DataSource, parts: DomainParts) -> None:
+    def __init__(self, name: str, source: DataSource, parts: DomainParts, module: str) -> None:
         self.name = name
         self.source = source
         self._parts = parts
+        self._module = module
         self._initial: dict[tuple[int, bool], tuple[Mapping[str, Any], ToolKit]] = {}
 
     @property
@@ -108,6 +112,21 @@ class Domain:
     def solo_tool_schemas(self) -> list[dict[str, Any]]:
         """All tools of an agent that works alone: its own, the customer's, and `done`."""
         return [*self.tool_schemas, *self.user_tool_schemas, function_schema(DONE, _done)]
+
+    def expert(self, task: Task, *, solo: bool = False) -> Expert:
+        """Who plays `task` as fine-tuning should teach it; `solo` without a customer."""
+        own = None if solo else _submodule(self._module, "expert")
+        return GoldAgent(self, task, solo=solo) if own is None else cast(Expert, own.GoldAgent(self, task))
+
+    @property
+    def compact(self) -> CompactForm:
+        """The domain for models with little context: its own short form, or the general one with the whole policy."""
+        return cast(CompactForm, _submodule(self._module, "compact") or general_form)
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """Who makes new tasks; None where there are only those of the file."""
+        return cast("Sampler | None", _submodule(self._module, "sampler"))
 
     def new_toolkit(self, task: Task | None = None, *, solo: bool = False) -> ToolKit:
         """The tools on an unchanged database, or on the one that `task` begins with; microseconds after the first time.
@@ -158,6 +177,11 @@ class Domain:
         return [task for task in self._tasks if task.id in wanted]
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The names that `tasks` takes."""
+        return tuple(self._splits)
+
+    @property
     def all_tasks(self) -> tuple[Task, ...]:
         """Every task of the file; telecom has twenty times as many as its splits use."""
         return self._tasks
@@ -179,14 +203,33 @@ _loaded: dict[tuple[str, DataSource], Domain] = {}
 def load_domain(name: str, source: DataSource) -> Domain:
     """The domain, loaded once per process and source.
 
+    Args:
+        name: One of `DOMAINS`, or the dotted name of a module of your own; the files of `shop.library` are in `domains/library`.
+
     Raises:
         TaudojoError: an unknown name, a missing file, or a database of another form.
     """
     if (name, source) not in _loaded:
-        if name not in DOMAINS:
-            raise TaudojoError(f"There is no domain {name!r}; choose one of {', '.join(DOMAINS)}.")
-        _loaded[name, source] = Domain(name, source, importlib.import_module(DOMAINS[name]).load(source))
+        if name not in DOMAINS and not ("." in name and all(part.isidentifier() for part in name.split("."))):
+            raise TaudojoError(
+                f"There is no domain {name!r}; choose one of {', '.join(DOMAINS)}, or the dotted name of a module of your own."
+            )
+        module = DOMAINS.get(name, name)
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise TaudojoError(f"The domain {name} cannot be imported ({error}); put its folder into PYTHONPATH.") from error
+        _loaded[name, source] = Domain(name.rpartition(".")[2], source, loaded.load(source), module)
     return _loaded[name, source]
+
+
+@cache
+def _submodule(package: str, name: str) -> ModuleType | None:
+    """A module of a package, if there is one."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None or importlib.util.find_spec(f"{package}.{name}") is None:
+        return None
+    return importlib.import_module(f"{package}.{name}")
 
 
 def read_text(source: DataSource, domain: str, file: str) -> str:

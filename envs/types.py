@@ -19,6 +19,9 @@ Role = Literal["assistant", "user", "tool"]
 #: The agent's first line in every τ² conversation (τ²-bench, `DEFAULT_FIRST_AGENT_MESSAGE`).
 GREETING = "Hi! How can I help you today?"
 
+#: What a solo agent calls, or writes, when it is done (τ²-bench, `LLMSoloAgent`).
+DONE, STOP_TOKEN = "done", "###STOP###"
+
 
 class StopReason(StrEnum):
     """Every way an episode can end."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs.domain import Domain
+from envs.expert import TRANSFER_WORDS
 from envs.types import Action, AgentTurn, Task, Transcript
-
-TRANSFER_WORDS = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 
 
 class GoldAgent:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from envs.compact import with_tools
 from envs.domain import Domain
 from envs.types import Action, ToolResult
 
@@ -34,12 +35,7 @@ User can change: airplane mode, mobile data, data roaming, data saver, Wi-Fi, Wi
 
 def compact_policy(domain: Domain) -> str:
     """The rules and all of the agent's tools with their arguments."""
-    return f"{_RULES}Read: {_tool_list(domain, write=False)}\nWrite: {_tool_list(domain, write=True)}"
-
-
-def _tool_list(domain: Domain, write: bool) -> str:
-    functions = [s["function"] for s in domain.tool_schemas if (s["function"]["name"] in domain.write_tools) is write]
-    return ", ".join(f"{f['name']}({', '.join(f['parameters']['properties'])})" for f in functions)
+    return with_tools(_RULES, domain)
 
 
 def render_result(action: Action, result: ToolResult) -> str:

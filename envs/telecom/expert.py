@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from envs.domain import Domain
+from envs.expert import TRANSFER_WORDS
 from envs.telecom.models import Line, TelecomDatabase
 from envs.types import Action, AgentTurn, Task, Transcript
 
-TRANSFER_WORDS = "YOU ARE BEING TRANSFERRED TO A HUMAN AGENT. PLEASE HOLD ON."
 LAST_WORDS = "Your problem is solved. Is there anything else I can help you with?"
 
 #: What the agent has checked on the phone before it asks for a change.
