@@ -1,16 +1,20 @@
 """A customer without a language model: says what the scenario says, confirms what the agent names, answers from known facts.
 
 It reads only the scenario's text, so it plays official tasks and generated ones alike, and knows no id that the text does
-not give. The same words of the agent always get the same answer.
+not give. In telecom it has the phone in the hand (`envs/telecom/phone_user.py`). The same conversation always goes on alike.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from envs.types import StopReason, Task
+from envs.types import Message, StopReason, Task
 from envs.users.base import UserReply
+
+if TYPE_CHECKING:
+    from envs.telecom.phone_user import PhoneUser
 
 #: Characters of a confirmation that the customer still repeats; an untrained agent may write without end.
 _LONGEST = 600
@@ -60,10 +64,13 @@ class ScriptedUser:
 
     Args:
         max_replies: The customer ends the conversation with this reply at the latest.
+        max_phone_replies: The same in telecom, where a problem is solved in many small steps; what is done with the phone is
+            not counted.
     """
 
-    def __init__(self, max_replies: int = 10) -> None:
+    def __init__(self, max_replies: int = 10, max_phone_replies: int = 40) -> None:
         self.max_replies = max_replies
+        self.max_phone_replies = max_phone_replies
 
     def reset(self, task: Task, seed: int | None) -> None:
         told = task.instructions
@@ -74,6 +81,9 @@ class ScriptedUser:
         self._order_ids = {found.lstrip("#") for fact in self._facts for found in _ORDER_ID.findall(fact)}
         self._said: list[str] = []
         self._revealed_more = False
+        # An earlier conversation that ends with the agent's words is gone on with by saying what is wanted now.
+        self._goes_on = bool(task.history) and task.history[-1].role == "assistant"
+        self._phone = _phone_user(task)
 
     def opening(self) -> str:
         """The reason for the call and who is calling. What the scenario says about the agent's behaviour stays unsaid."""
@@ -81,10 +91,25 @@ class ScriptedUser:
         return _in_first_person(sentences or self._reason or self._more) or "Hello, I need some help."
 
     def reply(self, message: str) -> UserReply:
+        if self._goes_on:
+            self._goes_on = False
+            return UserReply(self.opening())
+        if self._phone is None:
+            return self._talk(message)
+        reply = self._phone.reply(message) or self._talk(message)
+        return (self._phone.goodbye() or reply) if reply.stop is StopReason.USER_STOP else reply
+
+    def observe(self, results: tuple[Message, ...]) -> None:
+        """What the phone showed."""
+        if self._phone is not None:
+            self._phone.observe(results)
+
+    def _talk(self, message: str) -> UserReply:
         self._said.append(message)
         if _TRANSFER.search(message):
             return UserReply(TRANSFER, StopReason.TRANSFER)
-        if len(self._said) >= self.max_replies or self._said.count(message) > 2 or _NOTHING_ELSE.search(message):
+        most = self.max_replies if self._phone is None else self.max_phone_replies
+        if len(self._said) >= most or self._said.count(message) > 2 or _NOTHING_ELSE.search(message):
             return _goodbye()
         if _CONFIRM.search(message):
             return UserReply(self._confirmation(message))
@@ -107,6 +132,14 @@ class ScriptedUser:
             self._revealed_more = True
             facts = [*self._reason, *self._more]
         return _in_first_person(dict.fromkeys(facts)) or "I have told you all I know."
+
+
+def _phone_user(task: Task) -> PhoneUser | None:
+    if task.domain != "telecom":
+        return None
+    from envs.telecom.phone_user import PhoneUser  # it needs this package's base
+
+    return PhoneUser(task)
 
 
 def _goodbye() -> UserReply:
