@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from envs.domain import Domain
 from envs.env import Env
 from envs.errors import UserError
-from envs.retail.expert import GoldAgent
 from envs.types import Message, StopReason
 from envs.users.base import User, UserReply
 from envs.users.registry import usage_of
@@ -67,7 +66,7 @@ class World:
 
     def rendered(self, messages: Sequence[Message]) -> list[Message]:
         """The messages as the policy reads them."""
-        return [replace(m, content=render_observation(m, self.style, self.domain.name)) for m in messages]
+        return [replace(m, content=render_observation(m, self.style, self.domain.compact)) for m in messages]
 
 
 class _Context:
@@ -184,7 +183,7 @@ async def hear_user(env: Env) -> tuple[Message, ...]:
 
 def gold_policy(env: Env, chat: ChatFormat) -> Generate:
     """The expert's turns as if they had been sampled: the target tokens of SFT, with log-probability 0."""
-    agent = GoldAgent(env.domain, env.task)
+    agent = env.domain.expert(env.task, solo=env.solo)
 
     async def generate(token_ids: Sequence[int], params: SamplingParams) -> Generation:
         ids = chat.assistant(agent.next_turn(env.transcript))

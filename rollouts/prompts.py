@@ -9,13 +9,11 @@ prints them (4,300 tokens for retail). `compact`: a domain's short rules with it
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from types import ModuleType
 from typing import Any, Literal
 
 from envs.domain import Domain
 from envs.errors import TaudojoError
+from envs.protocols import CompactForm
 from envs.types import Action, Message, ToolResult
 from rollouts.parsers import Parser
 
@@ -56,20 +54,12 @@ def system_prompt(domain: Domain, style: Style, parser: Parser, *, solo: bool = 
         return _SOLO.format(policy=domain.solo_policy), domain.solo_tool_schemas
     if style == "official":
         return _OFFICIAL.format(policy=domain.policy), domain.tool_schemas
-    return f"{_compact(domain.name).compact_policy(domain)}\nTo call a tool, write only:\n{parser.format_call(_EXAMPLE)}", None
+    return f"{domain.compact.compact_policy(domain)}\nTo call a tool, write only:\n{parser.format_call(_EXAMPLE)}", None
 
 
-def render_observation(message: Message, style: Style, domain: str = "retail") -> str:
-    """The text of a tool or user message in this style."""
+def render_observation(message: Message, style: Style, compact: CompactForm) -> str:
+    """The text of a tool or user message in this style; `compact` is `Domain.compact`."""
     content = message.content or ""
     if style == "official" or message.role != "tool" or message.action is None:
         return content
-    return str(_compact(domain).render_result(message.action, ToolResult(content, message.error)))
-
-
-def _compact(domain: str) -> ModuleType:
-    """A domain's own short forms, `envs/<domain>/compact.py`."""
-    name = f"envs.{domain}.compact"
-    if importlib.util.find_spec(f"envs.{domain}") is None or importlib.util.find_spec(name) is None:
-        raise TaudojoError(f"The domain {domain} has no compact prompt (envs/{domain}/compact.py); set env.prompt=official.")
-    return importlib.import_module(name)
+    return compact.render_result(message.action, ToolResult(content, message.error))

@@ -17,6 +17,7 @@ import configs
 from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
+from envs.retail import compact
 from envs.types import GREETING, Action, AgentTurn, Message
 from rollouts.chat import ChatConfig, ChatFormat
 from rollouts.chatml import chat_template
@@ -281,7 +282,7 @@ def test_the_prompt_is_short_with_a_call_to_copy_or_official_with_schemas(chatml
 
 def test_a_compact_observation_is_short_and_an_official_one_is_what_the_tool_said():
     result = Message("tool", '{"gift card": "123", "mug": "456"}', action=Action("list_all_product_types"))
-    assert render_observation(result, "official") == result.content
-    assert render_observation(result, "compact") == "gift card 123, mug 456"
+    assert render_observation(result, "official", compact) == result.content
+    assert render_observation(result, "compact", compact) == "gift card 123, mug 456"
     refused = Message("tool", "Error: the tool call is not closed", error=True)
-    assert render_observation(refused, "compact") == refused.content
+    assert render_observation(refused, "compact", compact) == refused.content

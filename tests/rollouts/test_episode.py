@@ -120,7 +120,7 @@ def test_what_the_policy_reads_is_the_system_prompt_the_customer_and_the_tools(w
     observed = [m for m in answers if m.role != "assistant"][:-1]  # the customer's last words are read by nobody
     assert len(read) == 1 + len(observed)
     for message, text in zip(observed, read[1:], strict=True):
-        assert render_observation(message, world.style, world.domain.name) in text
+        assert render_observation(message, world.style, world.domain.compact) in text
 
 
 def test_gold_episodes_that_do_not_fit_are_left_out(world: World, task_sets: Any):
