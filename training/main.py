@@ -211,8 +211,10 @@ class Session:
         """Token rows of gold episodes: the text that the policy will be asked about."""
         from rollouts.gold import gold_trajectories
 
-        played = gold_trajectories(self.world, self.tasks.sft[:2])
-        return [s.token_ids[:400] for t in played for s in t.segments[:1]]
+        played = gold_trajectories(self.world, self.tasks.sft[:8])
+        if not played:
+            raise self.nothing_fits()
+        return [s.token_ids[:400] for t in played[:2] for s in t.segments[:1]]
 
     # -- stages
 
@@ -265,11 +267,20 @@ class Session:
         from training.stages.sft import samples_of
 
         samples = samples_of(gold_trajectories(self.world, self.tasks.sft))
+        if not samples:
+            raise self.nothing_fits()
         console.print(f"  {len(samples)} gold episodes, {sum(len(s.token_ids) for s in samples) / len(samples):.0f} tokens each")
         return samples
 
+    def nothing_fits(self) -> TaudojoError:
+        """The error of a run whose expert has no room."""
+        return TaudojoError(
+            f"no episode of the expert on {self.config.env.domain} ends within {self.config.model.max_model_len} tokens and "
+            f"{self.config.env.max_steps} turns; raise model.max_model_len or env.max_steps, or set env.prompt=compact"
+        )
+
     def grpo(self, stage: str, stop: StopSignal) -> None:
-        from training.stages.grpo import Parts, run_grpo
+        from training.stages.grpo import Parts, begin_optimizer, run_grpo
 
         config, learner = self.config, self.learner
         resumed = self.folder.state.step > 0
@@ -280,7 +291,7 @@ class Session:
             if resumed:
                 learner.load(self.folder.newest_checkpoint())
         if not resumed:
-            learner.reset_optimizer()
+            begin_optimizer(learner, config.grpo)
         steps = run_grpo(
             config.grpo,
             config.algorithm,

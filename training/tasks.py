@@ -1,4 +1,9 @@
-"""Which tasks a run sees: official test split, held-out sampler tasks, training tasks. No user is in two of them."""
+"""Which tasks a run sees: the official test split, held-out tasks, training tasks.
+
+With a sampler (retail) held-out and training tasks are made, and no user is in two of the three. Without one (airline, telecom,
+mock) they are the official training tasks, every fifth of which is held out: other tasks, not other users, since few official
+tasks have users of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from dataclasses import dataclass
 
 from envs.domain import Domain
 from envs.errors import TaudojoError
-from envs.retail.sampler import KINDS, sample_tasks, task_users
+from envs.protocols import Sampler
 from envs.types import Task
 from rewards.audit import without
 from training.config import RunConfig
@@ -15,6 +20,8 @@ HELDOUT_SEED = 90_001
 TRAIN_SEED = 10_007
 #: Users of this many held-out tasks are kept out of training, however few of them a run evaluates: runs and studies compare.
 HELDOUT_POOL = 240
+#: Of the official training tasks, one in so many is held out where no others can be made.
+HELDOUT_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -28,34 +35,59 @@ class TaskSets:
 
 
 def choose_tasks(domain: Domain, config: RunConfig, grpo_tasks: int = 2000) -> TaskSets:
-    """Samples everything the run needs. Raises TaudojoError for an unknown kind."""
+    """Everything the run needs. Raises TaudojoError for an unknown kind, or where no task is left to train on."""
+    sampler = domain.sampler
+    check_kinds(config, domain.name, sampler.KINDS if sampler else ())
+    sets = _sampled(domain, sampler, config, grpo_tasks) if sampler else _official(domain, config, grpo_tasks)
+    return TaskSets(
+        sets.test if config.evaluate.test is None else sets.test[: config.evaluate.test],
+        sets.heldout,
+        _sound(sets.sft, domain, config, "sft"),
+        _sound(sets.grpo, domain, config, "grpo"),
+    )
+
+
+def check_kinds(config: RunConfig, domain: str, known: tuple[str, ...]) -> None:
+    """Raises TaudojoError for a task kind that the domain does not have."""
     for section, kinds in (
         ("evaluate.heldout_kinds", config.evaluate.heldout_kinds),
         ("sft.kinds", config.sft.kinds),
         ("grpo.kinds", config.grpo.kinds),
     ):
         for kind in kinds or ():
-            if kind not in KINDS:
-                raise TaudojoError(f"{section}: there is no task kind {kind} (have: {', '.join(KINDS)})")
+            if not known:
+                raise TaudojoError(f"{section}: the tasks of {domain} have no kinds; set {section}=null")
+            if kind not in known:
+                raise TaudojoError(f"{section}: there is no task kind {kind} (have: {', '.join(known)})")
+
+
+def _sampled(domain: Domain, sampler: Sampler, config: RunConfig, grpo_tasks: int) -> TaskSets:
     test = domain.tasks("test")
-    test_users = task_users(domain, test)
-    pool = sample_tasks(
+    test_users = sampler.task_users(domain, test)
+    pool = sampler.sample_tasks(
         domain,
         max(HELDOUT_POOL, config.evaluate.heldout),
         HELDOUT_SEED,
         config.evaluate.heldout_kinds,
         exclude_users=frozenset(test_users),
     )
-    heldout = pool[: config.evaluate.heldout]
-    unseen = frozenset(test_users | task_users(domain, pool))
+    unseen = frozenset(test_users | sampler.task_users(domain, pool))
     seed = TRAIN_SEED + config.seed
-    sft = sample_tasks(domain, config.sft.tasks, seed, config.sft.kinds, exclude_users=unseen)
+    sft = sampler.sample_tasks(domain, config.sft.tasks, seed, config.sft.kinds, exclude_users=unseen)
     if config.sft.official_train:
-        sft = [*sft, *(t for t in domain.tasks("train") if not task_users(domain, [t]) & unseen)]
-    grpo = sample_tasks(domain, grpo_tasks, seed + 500_000, config.grpo.kinds, exclude_users=unseen)
-    sft, grpo = _sound(sft, domain, config, "sft"), _sound(grpo, domain, config, "grpo")
-    chosen = test if config.evaluate.test is None else test[: config.evaluate.test]
-    return TaskSets(chosen, heldout, sft, grpo)
+        sft = [*sft, *(t for t in domain.tasks("train") if not sampler.task_users(domain, [t]) & unseen)]
+    grpo = sampler.sample_tasks(domain, grpo_tasks, seed + 500_000, config.grpo.kinds, exclude_users=unseen)
+    return TaskSets(test, pool[: config.evaluate.heldout], sft, grpo)
+
+
+def _official(domain: Domain, config: RunConfig, grpo_tasks: int) -> TaskSets:
+    """Mock has one split only: all its tasks train, and none are left to test."""
+    if config.sft.enabled and not config.sft.official_train:
+        raise TaudojoError(f"sft.official_train=false: {domain.name} has no other tasks to train on; set it to true")
+    test = domain.tasks("test") if "test" in domain.splits else []
+    tasks = domain.tasks("train" if "train" in domain.splits else "base")
+    train = [task for number, task in enumerate(tasks) if number % HELDOUT_EVERY]
+    return TaskSets(test, tasks[::HELDOUT_EVERY][: config.evaluate.heldout], train[: config.sft.tasks], train[:grpo_tasks])
 
 
 def _sound(tasks: list[Task], domain: Domain, config: RunConfig, stage: str) -> list[Task]:
