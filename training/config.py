@@ -177,16 +177,21 @@ class GRPOSection(TrainingStage):
     negative_weight: float = Field(1.0, ge=0)  # factor on negative advantages
     drop_flat_groups: bool = True  # leave out episodes whose advantage is zero
     train_per_group: int | None = Field(None, ge=2)  # train on so many of a group, those whose rewards vary most; null: on all
+    # `reset` forgets SFT's optimizer. `keep` goes on with Adam's second moments: policy gradients are far smaller than SFT's, and
+    # a fresh Adam divides them by their own size, noise and all.
+    adam_second_moments: Literal["reset", "keep"] = "reset"
     checkpoint_steps: int = Field(5, ge=1)
 
 
 class StudySection(Section):
     """`+experiment=grpo_study`: GRPO against continued SFT from one checkpoint, over these seeds.
 
-    `run`: the folder of a finished run whose SFT checkpoint is taken; null trains one.
+    `run`: the folder of a finished run whose SFT checkpoint is taken; null trains one. `sft_lr`: the peak learning rate of the
+    SFT that goes on, with a warm-up and a cosine of its own; null is `sft.lr`.
     """
 
     run: str | None = None
+    sft_lr: float | None = Field(None, gt=0)
     seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
 
 

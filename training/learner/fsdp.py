@@ -31,8 +31,8 @@ from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, tor
 from training.learner.policy import Policy, loss_positions
 from training.learner.tree import build_tree, pack
 
-#: A trim takes 0.1 s and the next step faults the pages in again.
-UPDATES_PER_TRIM = 8
+#: A trim takes 0.1 s and what comes next faults the pages in again.
+BATCHES_PER_TRIM = 8
 
 
 class FSDPLearner:
@@ -57,7 +57,7 @@ class FSDPLearner:
         self.compute_dtype = torch_dtype(config.dtype)
         self.policy = self._shard(Policy(model, config.logits_chunk, config.temperature))
         self._kept: list[Tensor] = []
-        self._updates = 0
+        self._batches = 0
         self.reset_optimizer()
 
     def _shard(self, policy: Policy) -> Policy:
@@ -73,6 +73,11 @@ class FSDPLearner:
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=1e-6, betas=c.betas, weight_decay=c.weight_decay, fused=True
         )
+
+    def forget_momentum(self) -> None:
+        """Zeroes Adam's first moments and keeps its second ones, so that the next steps are scaled by the gradients before."""
+        for state in self.optimizer.state.values():
+            state["exp_avg"].zero_()
 
     # -- forward and backward
 
@@ -90,6 +95,9 @@ class FSDPLearner:
             unique += tree_tokens
             outputs = loss(inputs)
             outputs.loss.backward()
+            self._batches += 1
+            if self._batches % BATCHES_PER_TRIM == 0:
+                return_free_memory()
             step = {"loss": outputs.loss.detach() / self.world_size}
             step |= outputs.metrics
             step["entropy"] = (inputs.entropy_BT * inputs.mask_BT).sum()
@@ -105,9 +113,6 @@ class FSDPLearner:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._updates += 1
-        if self._updates % UPDATES_PER_TRIM == 0:
-            return_free_memory()
         tokens, unique_tokens = self._all_sum([sum(len(s.token_ids) for s in batch), unique])
         metrics = self._reduce(sums, batch_tokens)
         return metrics | {

@@ -75,6 +75,9 @@ class LearnerWorker:
     def reset_optimizer(self) -> None:
         self.learner.reset_optimizer()
 
+    def forget_momentum(self) -> None:
+        self.learner.forget_momentum()
+
     def publish(self) -> Any:
         """Rank 0 returns a reference to the weights as safetensors bytes in Ray's shared memory; the others None."""
         from safetensors.torch import save
@@ -182,6 +185,10 @@ class LearnerGroup:
 
     def reset_optimizer(self) -> None:
         self._all("reset_optimizer")
+
+    def forget_momentum(self) -> None:
+        """For a stage whose gradients are much smaller than those before it: see `grpo.adam_second_moments`."""
+        self._all("forget_momentum")
 
     def publish(self) -> Any:
         """An object reference to the weights (safetensors bytes) that `RolloutPool.load_weights` takes."""

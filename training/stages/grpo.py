@@ -113,6 +113,14 @@ def _spread(rewards: np.ndarray, groups: np.ndarray, keep: int | None) -> np.nda
     return kept
 
 
+def begin_optimizer(learner: LearnerGroup, settings: GRPOSection) -> None:
+    """The optimizer as the stage's first step finds it."""
+    if settings.adam_second_moments == "keep":
+        learner.forget_momentum()
+    else:
+        learner.reset_optimizer()
+
+
 def train_step(
     parts: Parts,
     requests: Sequence[EpisodeRequest],

@@ -3,7 +3,7 @@
     python -m training.main +experiment=grpo_study
 
 One SFT checkpoint; for each seed two arms start from it, one after the other on the idle machine: `grpo`, whose seconds contain
-rollouts, updates and syncs, and `sft_continued`, which goes on with the SFT stage's own schedule on episodes it has not seen.
+rollouts, updates and syncs, and `sft_continued`, which goes on with SFT for as many seconds, on episodes in another order.
 Both are evaluated on the same held-out tasks. `study.json` holds every block, the paired differences and their intervals.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ class StudySession(Session):
 
     def arm(self, stage: str, stop: StopSignal) -> None:
         """Back to the SFT checkpoint, train one arm, evaluate. An interrupted arm starts again."""
-        from training.stages.grpo import Parts, run_grpo
+        from training.stages.grpo import Parts, begin_optimizer, run_grpo
         from training.stages.sft import run_sft
 
+        assert self.config.study is not None
         name, seed = stage.removeprefix("arm/").rsplit("-", 1)
         config, learner, state = self.config, self.learner, self.folder.state
         learner.load(self.folder.path / SFT_CHECKPOINT)
@@ -62,7 +64,7 @@ class StudySession(Session):
         self.sync.run()
         try:
             if name == "grpo":
-                learner.reset_optimizer()
+                begin_optimizer(learner, config.grpo)
                 if config.algorithm.kl_coef > 0:
                     learner.keep_reference()
                 settings = config.grpo.model_copy(update={"checkpoint_steps": 10**9})
@@ -72,15 +74,20 @@ class StudySession(Session):
                     settings, config.algorithm, int(seed) + 1, tasks, parts, self.store, self.folder, self.tracker, stop, stage
                 )
             else:
-                settings_sft = config.sft.model_copy(update={"seconds": config.grpo.seconds, "steps": config.grpo.steps})
+                # To the second: GRPO ends where a step ends.
+                seconds = state.seconds.get(f"arm/grpo-{seed}", config.grpo.seconds)
+                budget = {"seconds": seconds, "steps": config.grpo.steps, "lr": config.study.sft_lr or config.sft.lr}
+                settings_sft = config.sft.model_copy(update=budget)
                 run_sft(settings_sft, int(seed) + 1, self.gold(), learner, self.folder, self.tracker, stop, stage)
                 self.sync.run()
         finally:
             state.checkpoint = SFT_CHECKPOINT
+        state.seconds[stage] = round(state.stage_seconds, 2)
         self.evaluate(f"eval/{name}-{seed}", stop)
 
     def report(self) -> None:
-        results = compare(self.folder.path, self.config)
+        arms = {stage: s for stage, s in self.folder.state.seconds.items() if stage.startswith("arm/")}
+        results = compare(self.folder.path, self.config, arms)
         write_atomically(self.folder.path / "study.json", json.dumps(results, indent=1) + "\n")
         draw(results, self.folder.path / "study.png")
         print_study(results)
@@ -92,7 +99,7 @@ def _metrics(path: Path, heldout: set[str]) -> list[EpisodeMetrics]:
     return [t.metrics for t in played]
 
 
-def compare(folder: Path, config: RunConfig) -> dict[str, Any]:
+def compare(folder: Path, config: RunConfig, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Blocks of every arm on the held-out tasks, and GRPO − SFT continued per seed and over all seeds."""
     assert config.study is not None
     start = [t for t in read_file(folder / "trajectories" / "eval-after_sft-0000.jsonl") if t.kind != "official"]
@@ -106,7 +113,7 @@ def compare(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {
         "seeds": config.study.seeds,
         "heldout_tasks": len(heldout),
-        "seconds": {"sft": config.sft.seconds, "arm": config.grpo.seconds},
+        "seconds": {"sft": config.sft.seconds, **seconds},
         "checkpoint": block([t.metrics for t in start]),
         "arms": {arm: {str(seed): block(m) for seed, m in of_seed.items()} for arm, of_seed in played.items()},
         "by_kind": {
