@@ -1,5 +1,6 @@
 """The Gymnasium face of an environment: text in, text out, the reward at the end.
 
+>>> import gymnasium, rewards
 >>> env = gymnasium.make("taudojo/retail-v0", task_id="0")
 >>> observation, info = env.reset(seed=1)
 >>> env.step('{"name": "get_order_details", "arguments": {"order_id": "#W2378156"}}')
@@ -11,21 +12,25 @@ An action is what the agent writes: a JSON object with `name` and `arguments`, a
 
 from __future__ import annotations
 
+import copy
 import json
 import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Text
 
 from envs.data import open_source
-from envs.domain import load_domain
+from envs.domain import Domain, load_domain
 from envs.env import Env
 from envs.errors import TaudojoError
 from envs.types import Action, AgentTurn, Message, StopReason, Task
 from envs.users.base import User
-from envs.users.scripted import ScriptedUser
+from envs.users.registry import user_factory
 from rewards.breakdown import RewardFn
 from rewards.tau2 import official_reward
 
@@ -51,37 +56,57 @@ class AnyText(Text):
         return isinstance(x, str) and len(x) <= self.max_length
 
 
+@dataclass(frozen=True)
+class Episodes:
+    """Where episodes come from: all that environments of one kind share."""
+
+    domain: Domain
+    tasks: Mapping[str, Task]
+    new_user: Callable[[], User | None]
+    reward_fn: RewardFn
+    limits: Mapping[str, int]
+
+    def begin(self, luck: np.random.Generator, task_id: str | None = None) -> tuple[Env, tuple[Message, ...]]:
+        """An episode of this task, or of one that `luck` draws, and what the agent reads first."""
+        if task_id is None:
+            task_id = tuple(self.tasks)[int(luck.integers(len(self.tasks)))]
+        if task_id not in self.tasks:
+            raise TaudojoError(f"Task {task_id!r} is not in this environment; it has {len(self.tasks)} tasks.")
+        env = Env(self.domain, self.tasks[task_id], self.new_user(), **self.limits)
+        return env, env.reset(seed=int(luck.integers(2**31)))
+
+
 class TextEnv(gymnasium.Env[str, str]):
     """`Env` for Gymnasium. With several tasks, each reset draws one."""
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 (Gymnasium's own declaration)
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own declaration)
 
-    def __init__(self, env_of: dict[str, Env], reward_fn: RewardFn, render_mode: str | None = None) -> None:
+    def __init__(self, episodes: Episodes, render_mode: str | None = None) -> None:
         self.observation_space = AnyText(10_000_000)
         self.action_space = AnyText(10_000)
         self.render_mode = render_mode
-        self._env_of = env_of
-        self._reward_fn = reward_fn
+        self._episodes = episodes
         self._env: Env | None = None
+        self._over = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start an episode; `options={"task_id": ...}` chooses the task."""
         super().reset(seed=seed)
-        task_id = str((options or {}).get("task_id", "")) or list(self._env_of)[int(self.np_random.integers(len(self._env_of)))]
-        if task_id not in self._env_of:
-            raise TaudojoError(f"Task {task_id!r} is not in this environment; it has {len(self._env_of)} tasks.")
-        self._env = self._env_of[task_id]
-        messages = self._env.reset(seed=int(self.np_random.integers(2**31)))
-        return _render(messages), {**self._info(), "policy": self._env.domain.policy, "tools": self._env.domain.tool_schemas}
+        task_id = (options or {}).get("task_id")
+        self._env, messages = self._episodes.begin(self.np_random, None if task_id is None else str(task_id))
+        self._over = False
+        return _render(messages), {**_info(self._env), **_policy_and_tools(self._env)}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Play one turn. The reward is 0 until the end."""
-        if self._env is None or self._env.done:
+        """Play one turn. The reward is 0 until the end. An episode that the customer left at once ends here, whatever is done."""
+        env = self._env
+        if env is None or self._over:
             raise gymnasium.error.ResetNeeded("The episode has not begun or is over; call reset() first.")
-        observation = _render(self._env.step(parse_action(action)))
-        stop, reward, info = self._env.stop_reason, 0.0, self._info()
+        observation = "" if env.done else _render(env.step(parse_action(action)))
+        stop, reward, info = env.stop_reason, 0.0, _info(env)
         if stop is not None:
-            breakdown = self._reward_fn(self._env.task, self._env.transcript, self._env)
+            self._over = True
+            breakdown = self._episodes.reward_fn(env.task, env.transcript, env)
             reward = breakdown.total
             info["reward_components"] = {c.name: c.value for c in breakdown.components}
         return observation, reward, stop is not None and stop not in _TRUNCATED, stop in _TRUNCATED, info
@@ -90,42 +115,49 @@ class TextEnv(gymnasium.Env[str, str]):
         """The conversation so far."""
         return _render(self._env.transcript.messages) if self._env and self.render_mode == "ansi" else None
 
-    def _info(self) -> dict[str, Any]:
-        assert self._env is not None
-        stop = self._env.stop_reason
-        return {"task_id": self._env.task.id, "domain": self._env.domain.name, "stop_reason": stop.value if stop else None}
+
+def make(domain: str = "retail", *, render_mode: str | None = None, **settings: Any) -> TextEnv:
+    """Build the environment behind `gymnasium.make("taudojo/<domain>-v0", ...)`; `settings` are those of `episodes_of`."""
+    return TextEnv(episodes_of(domain, **settings), render_mode)
 
 
-def make(
-    domain: str = "retail",
+def episodes_of(
+    domain: str,
     task_id: str | None = None,
     task: Task | None = None,
     split: str = "base",
     source: str = "packaged",
     path: str | Path | None = None,
-    user: User | None = None,
+    user: str | User = "scripted",
+    user_settings: Mapping[str, Any] | None = None,
     reward_fn: RewardFn = official_reward,
-    render_mode: str | None = None,
     **limits: int,
-) -> TextEnv:
-    """Build the environment behind `gymnasium.make("taudojo/<domain>-v0", ...)`.
+) -> Episodes:
+    """What an environment plays.
 
     Args:
-        domain: The domain's name.
+        domain: The domain's name, or the dotted name of a module of your own.
         task_id: One official task; without it every reset draws from `split`.
         task: A task of your own instead.
         split: `train`, `test` or `base` (all official tasks).
         source, path: Where the τ² data is, as in `envs.data.open_source`.
-        user: The simulated user; a scripted one by default.
+        user, user_settings: The simulated user as in `envs.users.registry`: `scripted`, `llm`, `noisy`, `solo`; or a user of
+            your own, copied for every episode.
         reward_fn: What an episode is worth; the official reward by default.
         limits: `max_steps`, `max_errors`, `max_repeats` of `envs.env.Env`.
+
+    Raises:
+        TaudojoError: there is no such domain, data, task or user.
     """
     loaded = load_domain(domain, open_source(source, path))
     tasks = [task] if task is not None else [t for t in loaded.tasks(split) if task_id is None or t.id == str(task_id)]
     if not tasks:
         raise TaudojoError(f"The split {split!r} of {domain} has no task {task_id!r}.")
-    user = user or ScriptedUser()
-    return TextEnv({t.id: Env(loaded, t, user, **limits) for t in tasks}, reward_fn, render_mode)
+    return Episodes(loaded, {t.id: t for t in tasks}, _users(loaded, user, user_settings or {}), reward_fn, limits)
+
+
+def _users(domain: Domain, user: str | User, settings: Mapping[str, Any]) -> Callable[[], User | None]:
+    return user_factory(user, settings, domain) if isinstance(user, str) else lambda: copy.deepcopy(user)
 
 
 def parse_action(text: str) -> AgentTurn:
@@ -149,6 +181,18 @@ def _call(raw: dict[str, Any]) -> Action:
     if not isinstance(raw["name"], str) or not isinstance(arguments, dict):
         raise TypeError("name must be a string and arguments an object")
     return Action(raw["name"], arguments)
+
+
+def _info(env: Env) -> dict[str, Any]:
+    stop = env.stop_reason
+    return {"task_id": env.task.id, "domain": env.domain.name, "stop_reason": stop.value if stop else None}
+
+
+def _policy_and_tools(env: Env) -> dict[str, Any]:
+    """Copies: what Gymnasium hands out, its user may change."""
+    domain = env.domain
+    tools = domain.solo_tool_schemas if env.solo else domain.tool_schemas
+    return {"policy": domain.solo_policy if env.solo else domain.policy, "tools": copy.deepcopy(tools)}
 
 
 def _render(messages: tuple[Message, ...]) -> str:

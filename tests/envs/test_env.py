@@ -184,3 +184,4 @@ def test_gymnasium_knows_the_domains():
     envs.registration.register()
     spec = gymnasium.spec("taudojo/retail-v0")
     assert spec.entry_point == "rewards.gym:make" and spec.kwargs == {"domain": "retail"}
+    assert spec.vector_entry_point == "rewards.gym_vector:make_vec"

@@ -36,6 +36,13 @@ def domain_of() -> Callable[[str], Domain]:
 
 
 @pytest.fixture(scope="session")
+def where(domain_of: Callable[[str], Domain]) -> dict[str, Any]:
+    """The data source of `domain_of`, as the Gymnasium environments take it."""
+    source = domain_of("mock").source
+    return {"source": "path", "path": source.root} if source.source == "path" else {}
+
+
+@pytest.fixture(scope="session")
 def retail(domain_of: Callable[[str], Domain]) -> Domain:
     return domain_of("retail")
 
