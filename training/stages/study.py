@@ -50,6 +50,8 @@ class StudySession(Session):
             raise TaudojoError(f"study.run={self.config.study.run}: there is no {SFT_CHECKPOINT} in it")
         shutil.copytree(source, self.folder.path / SFT_CHECKPOINT, dirs_exist_ok=True)
         self.folder.state.checkpoint = SFT_CHECKPOINT
+        self.learner.load(self.folder.path / SFT_CHECKPOINT)
+        self.sync.run()
 
     def arm(self, stage: str, stop: StopSignal) -> None:
         """Back to the SFT checkpoint, train one arm, evaluate. An interrupted arm starts again."""
