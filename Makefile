@@ -46,7 +46,8 @@ format: setup  ## let ruff write the format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup  ## GRPO steps, ours and TRL's, compared
+bench: setup  ## environments against inspect-evals, GRPO steps against TRL
+	$(PY) -m benchmarks.envs
 	$(PY) -m benchmarks.grpo $(ARGS)
 
 clean:  ## remove .venv and what tools leave behind; outputs/ stays
