@@ -12,7 +12,6 @@ Two calls are *equal* when requestor and tool name are equal and the arguments a
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -141,7 +140,10 @@ def _equality(gold: Sequence[GoldAction], calls: Sequence[Call], rules: Argument
 
     @cache
     def call_form(c: int, forgiving: bool, only: tuple[str, ...] | None) -> Hashable:
-        return canonical(calls[c].action, rules, forgiving=forgiving, only=only)
+        try:
+            return canonical(calls[c].action, rules, forgiving=forgiving, only=only)
+        except RecursionError:  # nested deeper than Python follows, and than any gold action
+            return ("too deep", c)
 
     @cache
     def equal(g: int, c: int) -> bool:
@@ -183,7 +185,7 @@ def _form(value: Any, forgiving: bool) -> Hashable:
     if isinstance(value, bool) or value is None:
         return ("constant", value)
     if isinstance(value, int | float):
-        if math.isfinite(value) and value == int(value):
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         return ("text", str(value)) if forgiving else ("number", str(value))
     if isinstance(value, Mapping):

@@ -1,6 +1,7 @@
 """When two calls are equal, and who is whose partner."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -114,3 +115,12 @@ def test_in_order_allows_calls_between():
 def test_longest_common_subsequence():
     assert lcs_length("abcde", "axcxe") == 3
     assert lcs_length("", "abc") == 0 and lcs_length("ab", "ba") == 1
+
+
+def test_numbers_beyond_any_float_and_arguments_beyond_any_depth_compare():
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    gold = [GoldAction(Action("add", {"n": 10**400}))]
+    calls = [Call(Action("add", {"n": deep})), Call(Action("add", {"n": float("nan")})), Call(Action("add", {"n": 10**400}))]
+    assert match(gold, calls, "mock").exact == ((0, 2),)
