@@ -39,7 +39,7 @@ DOORS = {
 }
 
 #: What a researcher's import of envs or rewards must not pull in; the last two may be imported inside functions.
-HEAVY = ("torch", "ray", "vllm", "transformers", "hydra", "omegaconf", "openai")
+HEAVY = ("torch", "ray", "vllm", "transformers", "hydra", "omegaconf", "datasets", "inspect_ai", "openai")
 LAZY_IN_LIGHT_PACKAGES = ("hydra", "omegaconf", "openai")
 
 
@@ -151,7 +151,7 @@ def f():
     assert [item.at_import_time for item in found] == [True, False, False, False]
 
 
-BLOCKED_IMPORT = """
+ALONE = """
 import importlib, pkgutil, sys, time
 
 class Blocked:
@@ -160,17 +160,33 @@ class Blocked:
             raise ImportError(name + " is blocked")
 
 sys.meta_path.insert(0, Blocked())
-start = time.process_time()
-for package in ("envs", "rewards"):
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+start = time.perf_counter()
+import envs, rewards
+print(f"import envs, rewards: {{time.perf_counter() - start:.2f}} s")
+for package in (envs, rewards):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-print(time.process_time() - start)
+print(f"every module of them: {{time.perf_counter() - start:.2f}} s")
+
+from envs.data import open_source
+from envs.domain import load_domain
+from envs.env import Env
+from envs.types import Action, AgentTurn
+from envs.users.scripted import ScriptedUser
+from rewards.tau2 import official_reward
+
+mock = load_domain("mock", open_source("packaged"))
+env = Env(mock, mock.tasks("base")[0], ScriptedUser())
+env.reset()
+env.step(AgentTurn(actions=(Action("create_task", {{"user_id": "user_1", "title": "Important Meeting"}}),)))
+env.step(AgentTurn("It is done."))
+print("official reward:", official_reward(env.task, env.transcript, env).total)
 """
 
 
-def test_envs_and_rewards_import_without_the_training_stack_in_under_a_second():
-    script = BLOCKED_IMPORT.format(heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+def test_an_episode_is_made_played_and_scored_without_the_training_stack():
+    done = subprocess.run([sys.executable, "-c", ALONE.format(heavy=HEAVY)], cwd=ROOT, capture_output=True, text=True)
+    print(done.stdout)  # the seconds are shown by `pytest -s`, and no test fails for them
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.0
+    assert done.stdout.splitlines()[-1] == "official reward: 1.0"
