@@ -30,8 +30,8 @@ def server(tmp_path: Path):
     http.server_close()
 
 
-def manifest(tmp_path: Path, url: str, content: bytes, **wrong: object) -> Path:
-    entry = {"path": "domains/retail/policy.md", "url": url, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+def manifest(tmp_path: Path, address: str, content: bytes, **wrong: object) -> Path:
+    entry = {"path": "domains/retail/policy.md", "url": address, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     file = tmp_path / "manifest.json"
     file.write_text(json.dumps({"version": "made up", "files": [{**entry, **wrong}]}))
     return file
