@@ -112,3 +112,19 @@ def test_endless_words_are_neither_repeated_nor_slow(user):
     start = time.perf_counter()
     assert user.reply("I will " + "." * 50_000 + "x. Do you confirm (yes/no)?").text == "Yes, please go ahead."
     assert time.perf_counter() - start < 0.5
+
+
+def test_an_earlier_conversation_is_gone_on_with_by_saying_what_is_wanted_now():
+    history = [
+        {"role": "user", "content": "Is order #W1234567 on its way?"},
+        {"role": "assistant", "content": "No, order #W1234567 is pending."},
+    ]
+    told = {"reason_for_call": "You want to cancel order #W1234567.", "known_info": "You are Sara Doe."}
+    user = ScriptedUser()
+    user.reset(
+        Task("retail", {"id": "1", "user_scenario": {"instructions": told}, "initial_state": {"message_history": history}}),
+        None,
+    )
+    first = user.reply("No, order #W1234567 is pending.")
+    assert (first.text, first.stop) == ("I want to cancel order #W1234567. I am Sara Doe.", None)
+    assert user.reply("It is cancelled.").stop is StopReason.USER_STOP

@@ -6,11 +6,10 @@ from envs.data import open_source
 from envs.domain import Domain, load_domain
 from envs.env import Env
 from envs.telecom.expert import GoldAgent, request
-from envs.telecom.phone_user import PhoneUser, spoken
+from envs.telecom.phone_user import spoken
 from envs.telecom.requests import Step, steps
 from envs.telecom.user_tools import TelecomUserTools
-from envs.types import Action, AgentTurn, Message, StopReason, Task
-from envs.users.base import UserReply
+from envs.types import Action, AgentTurn, StopReason, Task
 from envs.users.scripted import ScriptedUser
 
 GRANT = "grant_app_permission"
@@ -21,25 +20,8 @@ def telecom() -> Domain:
     return load_domain("telecom", open_source("packaged"))
 
 
-class Caller(ScriptedUser):
-    """A scripted customer with the phone in the hand."""
-
-    def reset(self, task: Task, seed: int | None) -> None:
-        super().reset(task, seed)
-        self.phone = PhoneUser(task)
-
-    def reply(self, message: str) -> UserReply:
-        reply = self.phone.reply(message)
-        if reply is None:
-            reply = super().reply(message)
-        return (self.phone.goodbye() or reply) if reply.stop is StopReason.USER_STOP else reply
-
-    def observe(self, results: tuple[Message, ...]) -> None:
-        self.phone.observe(results)
-
-
 def on_the_phone(telecom: Domain, task: Task) -> Env:
-    env = Env(telecom, task, Caller(max_replies=40), max_steps=40)
+    env = Env(telecom, task, ScriptedUser(), max_steps=40)
     env.reset()
     return env
 
@@ -184,6 +166,19 @@ def test_the_customer_tries_before_hanging_up_and_complains_twice(telecom):
     for _ in range(2):
         assert told(env, "All is well. Goodbye.").startswith("My problem is not solved yet. My messaging app cannot send MMS")
     told(env, "Goodbye.")
+    assert env.stop_reason is StopReason.USER_STOP
+
+
+def test_conversations_about_the_phone_may_be_longer_than_others(telecom):
+    env = on_the_phone(telecom, telecom.tasks("base")[0])
+    for number in range(15):
+        told(env, f"What about question {number}?")
+    assert env.stop_reason is None
+    env = Env(telecom, telecom.tasks("base")[0], ScriptedUser(max_phone_replies=3))
+    env.reset()
+    for number in range(5):  # two more, since the customer complains twice
+        assert env.stop_reason is None
+        told(env, f"What about question {number}?")
     assert env.stop_reason is StopReason.USER_STOP
 
 
