@@ -123,6 +123,28 @@ def test_what_the_policy_reads_is_the_system_prompt_the_customer_and_the_tools(w
         assert render_observation(message, world.style, world.domain.compact) in text
 
 
+@pytest.mark.parametrize("name", ["airline", "mock", "telecom"])
+def test_every_domain_has_an_expert_and_a_short_prompt(world: World, packaged_data: Any, name: str):
+    domain = load_domain(name, packaged_data)
+    roomy = replace(world, domain=domain, limits=replace(world.limits, max_model_len=30_000, max_steps=60))
+    tasks = domain.tasks("base")[:5]
+    trajectories = gold_trajectories(roomy, tasks)
+    assert [t.transcript.task_id for t in trajectories] == [task.id for task in tasks]
+    assert [t.metrics.official_reward for t in trajectories] == [1.0] * len(tasks)
+    assert all(t.metrics.exact and t.metrics.well_formed in (0.0, 1.0) for t in trajectories if name != "telecom")
+    system, _ = system_prompt(domain, "compact", world.parser)
+    assert system in text_of(world, trajectories[0].segments[0].token_ids)
+
+
+def test_the_expert_works_alone_where_there_is_no_customer(world: World, packaged_data: Any):
+    telecom = load_domain("telecom", packaged_data)
+    alone: Callable[[], Any] = lambda: None  # noqa: E731
+    limits = replace(world.limits, max_model_len=60_000, max_steps=60)
+    solo = replace(world, domain=telecom, new_user=alone, style="official", limits=limits)
+    (trajectory,) = gold_trajectories(solo, [task for task in telecom.tasks("base") if task.ticket][:1])
+    assert trajectory.transcript.stop_reason is StopReason.AGENT_STOP and trajectory.metrics.official_reward == 1.0
+
+
 def test_gold_episodes_that_do_not_fit_are_left_out(world: World, task_sets: Any):
     cramped = replace(world, limits=replace(world.limits, max_model_len=700))
     assert len(gold_trajectories(cramped, task_sets.heldout)) < len(task_sets.heldout)

@@ -95,6 +95,51 @@ def test_excluding_every_task_is_an_error_that_says_what_to_change(retail: Domai
         chosen(retail, "env.exclude_audited=[noop_passes]", "grpo.kinds=[lookup]")
 
 
+# -- domains without a sampler
+
+
+@pytest.mark.parametrize(
+    ("name", "test", "heldout", "train"), [("airline", 20, 6, 24), ("telecom", 40, 15, 59), ("mock", 0, 2, 7)]
+)
+def test_official_training_tasks_train_and_every_fifth_is_held_out(
+    packaged_data: DataSource, name: str, test: int, heldout: int, train: int
+):
+    domain = load_domain(name, packaged_data)
+    sets = choose_tasks(domain, load([f"env={name}"]))
+    assert (len(sets.test), len(sets.heldout), len(sets.sft)) == (test, heldout, train)
+    ids = [{task.id for task in tasks} for tasks in (sets.test, sets.heldout, sets.sft)]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    assert sets.grpo == sets.sft
+    assert choose_tasks(domain, load([f"env={name}", "seed=3"])) == sets
+
+
+def test_fewer_heldout_tasks_leave_the_training_tasks_as_they_are(packaged_data: DataSource):
+    airline = load_domain("airline", packaged_data)
+    sets = choose_tasks(airline, load(["env=airline"]))
+    fewer = choose_tasks(airline, load(["env=airline", "evaluate.heldout=2", "evaluate.test=0", "sft.tasks=5"]))
+    assert fewer.heldout == sets.heldout[:2] and fewer.test == []
+    assert fewer.grpo == sets.grpo and fewer.sft == sets.sft[:5]
+
+
+def test_tasks_that_teach_little_are_kept_out_there_too(packaged_data: DataSource):
+    airline = load_domain("airline", packaged_data)
+    sound = choose_tasks(airline, load(["env=airline", "env.exclude_audited=[noop_passes]"]))
+    every = choose_tasks(airline, load(["env=airline"]))
+    assert 0 < len(sound.sft) < len(every.sft) and sound.heldout == every.heldout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["grpo.kinds=[cancel]"], r"grpo\.kinds: the tasks of airline have no kinds; set grpo\.kinds=null"),
+        (["sft.official_train=false"], r"sft\.official_train=false: airline has no other tasks to train on; set it to true"),
+    ],
+)
+def test_what_a_domain_without_a_sampler_cannot_do_is_named(packaged_data: DataSource, overrides: list[str], message: str):
+    with pytest.raises(TaudojoError, match=message):
+        choose_tasks(load_domain("airline", packaged_data), load(["env=airline", *overrides]))
+
+
 def test_an_unknown_audit_reason_is_named():
     with pytest.raises(TaudojoError, match=r"env\.exclude_audited\.0: .*noop_passes.*got 'boring'"):
         load(["env.exclude_audited=[boring]"])
