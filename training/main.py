@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from rich.table import Table
 
 try:
@@ -33,6 +32,7 @@ from envs.errors import TaudojoError
 from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
+from training.resources import GIB, check_resources
 from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-GIB = 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +121,7 @@ class Session:
         self.source = source
         begin = time.monotonic() - state.seconds.get("total", 0.0)
         with folder.timed("setup"):
-            check_resources(config)
+            check_resources(config, self.model_path)
             from training.tasks import choose_tasks
 
             domain = load_domain(config.env.domain, source)
@@ -382,25 +381,6 @@ def start_ray(config: RunConfig) -> None:
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise TaudojoError(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
-
-
-def check_resources(config: RunConfig) -> None:
-    """Memory and disk that the run will want, asked for before anything is started."""
-    if config.cluster.address is None and config.cluster.device == "cpu":
-        plan = {"KV cache": config.rollout.kv_cache_gib, "object store": config.cluster.object_store_gib, "models": 5.0}
-        need, free = sum(plan.values()), psutil.virtual_memory().available / GIB
-        if need > free:
-            detail = ", ".join(f"{name} {size:g}" for name, size in plan.items())
-            raise TaudojoError(
-                f"too little memory: the run needs about {need:.1f} GiB ({detail}) and {free:.1f} GiB are free; "
-                "close other programs, or lower rollout.kv_cache_gib"
-            )
-    free_disk = shutil.disk_usage(config.output_dir if Path(config.output_dir).exists() else ".").free / 1e9
-    if free_disk < 5:
-        raise TaudojoError(
-            f"too little disk: checkpoints need about 5 GB and {free_disk:.1f} GB are free in {config.output_dir}; "
-            "make room or set output_dir"
-        )
 
 
 def print_summary(folder: RunFolder) -> None:

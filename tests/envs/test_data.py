@@ -31,7 +31,8 @@ def server(tmp_path: Path):
 
 
 def manifest(tmp_path: Path, address: str, content: bytes, **wrong: object) -> Path:
-    entry = {"path": "domains/retail/policy.md", "url": address, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = {"path": "domains/retail/policy.md", "url": address, "sha256": sha256, "size": len(content)}
     file = tmp_path / "manifest.json"
     file.write_text(json.dumps({"version": "made up", "files": [{**entry, **wrong}]}))
     return file

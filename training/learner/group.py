@@ -130,18 +130,25 @@ class LearnerGroup:
             "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
         }
         remote = ray.remote(LearnerWorker)
-        workers = [
-            remote.options(
-                num_cpus=0 if num_gpus else 1,
-                num_gpus=num_gpus,
-                runtime_env={"env_vars": environment},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-            ).remote(rank, world_size)
-            for rank in range(world_size)
-        ]
-        address = get(workers[0].address.remote(port), START_TIMEOUT_S, "the learner's first rank")
-        get([w.setup.remote(config, address) for w in workers], START_TIMEOUT_S, "all learner ranks to meet")
-        return cls(workers, group)
+        started = cls(
+            [
+                remote.options(
+                    num_cpus=0 if num_gpus else 1,
+                    num_gpus=num_gpus,
+                    runtime_env={"env_vars": environment},
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+                ).remote(rank, world_size)
+                for rank in range(world_size)
+            ],
+            group,
+        )
+        try:
+            address = get(started._workers[0].address.remote(port), START_TIMEOUT_S, "the learner's first rank")
+            get([w.setup.remote(config, address) for w in started._workers], START_TIMEOUT_S, "all learner ranks to meet")
+        except BaseException:
+            started.close()
+            raise
+        return started
 
     @property
     def world_size(self) -> int:
