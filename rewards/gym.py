@@ -157,7 +157,10 @@ def episodes_of(
 
 
 def _users(domain: Domain, user: str | User, settings: Mapping[str, Any]) -> Callable[[], User | None]:
-    return user_factory(user, settings, domain) if isinstance(user, str) else lambda: copy.deepcopy(user)
+    if isinstance(user, str):
+        return user_factory(user, settings, domain)
+    prototype = user
+    return lambda: copy.deepcopy(prototype)
 
 
 def parse_action(text: str) -> AgentTurn:
