@@ -104,7 +104,8 @@ def _metrics(path: Path, heldout: set[str]) -> list[EpisodeMetrics]:
 def compare(folder: Path, config: RunConfig, seconds: Mapping[str, float]) -> dict[str, Any]:
     """Blocks of every arm on the held-out tasks, and GRPO − SFT continued per seed and over all seeds."""
     assert config.study is not None
-    start = [t for t in read_file(folder / "trajectories" / "eval-after_sft-0000.jsonl") if t.kind != "official"]
+    group = 0 if config.evaluate.test == 0 else 1  # evaluations play the official test tasks before the held-out ones
+    start = [t for t in read_file(folder / "trajectories" / "eval-after_sft-0000.jsonl") if t.group == group]
     heldout = {t.transcript.task_id for t in start}
     played = {
         arm: {seed: _metrics(folder / "trajectories" / f"eval-{arm}-{seed}-0000.jsonl", heldout) for seed in config.study.seeds}
