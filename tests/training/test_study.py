@@ -22,7 +22,9 @@ from training.stages.study import StudySession, compare, draw, print_study
 
 def played(task_id: str, f1: float) -> Trajectory:
     metrics = EpisodeMetrics(task_id, "lookup", 1, 1, f1, f1, f1, f1 == 1.0, True, f1 == 1.0, False, f1, f1, "user_stop")
-    return Trajectory(Transcript(task_id, "retail", (), StopReason.USER_STOP), "lookup", [], RewardBreakdown(f1), metrics, "eval")
+    return Trajectory(
+        Transcript(task_id, "retail", (), StopReason.USER_STOP), "lookup", [], RewardBreakdown(f1), metrics, "eval", 0, 0, 0
+    )
 
 
 @pytest.fixture
