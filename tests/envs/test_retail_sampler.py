@@ -1,7 +1,6 @@
 """Sampled tasks: solvable, different, repeatable, and about nobody who must stay unseen."""
 
 import json
-import time
 from collections import Counter
 
 import pytest
@@ -90,7 +89,6 @@ def test_gold_begins_with_authentication_and_writes_last(retail, sampled):
         assert bool(task.communicate_info) is (task.kind == "lookup")
 
 
-def test_two_thousand_tasks_take_seconds(retail, official_users):
-    start = time.perf_counter()
+def test_two_thousand_tasks_are_two_thousand_different_ones(retail, official_users):
     tasks = sample_tasks(retail, 2000, seed=7, exclude_users=official_users)
-    assert len(tasks) == 2000 and time.perf_counter() - start < 20
+    assert len({task.id for task in tasks}) == 2000
