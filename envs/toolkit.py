@@ -19,7 +19,6 @@ Where the customer acts too (telecom), the agent's toolkit carries theirs in `us
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import re
@@ -106,22 +105,27 @@ class ToolKit:
         self.user = user
         self.solo = solo
         self._before_write: Snapshot | None = None
+        self._unsynced = True  # something may have changed since `sync` was last done
 
-    def use(self, action: Action) -> ToolResult:
-        """Call a tool; whatever goes wrong is the answer. A call that fails half-way leaves what it had written, as in τ²."""
+    def use(self, action: Action, *, undoable: bool = True) -> ToolResult:
+        """Call a tool; whatever goes wrong is the answer. A call that fails half-way leaves what it had written, as in τ².
+
+        A call that is not `undoable` costs less; should its answer not be printable, then the toolkit is spoiled.
+        """
         writes = False
         try:
             if writes := self.mutates(action.name):
                 _refuse_deep(action.arguments)
-                self._before_write = self.snapshot()
+                self._before_write = self.snapshot() if undoable else None
+                self._unsynced = True
             value = self.run(action)
-            self.sync()
+            self._sync_if_changed()
         except Exception as error:  # the caller reads it and goes on
             return ToolResult(f"Error: {error}", error=True)
         try:
             return ToolResult(printed(value))
         except Exception as error:  # τ² breaks off here: what cannot be printed could not be hashed either
-            if writes:
+            if writes and undoable:
                 self.undo()
             return ToolResult(f"Error: {error}", error=True)
 
@@ -151,7 +155,15 @@ class ToolKit:
         return self.user if self.solo and self.user is not None and action.name in self.user.tools else self
 
     def sync(self) -> None:
-        """Carry over between `self.db` and `self.user.db` what each side's world implies for the other's; after every call."""
+        """Carry over between `self.db` and `self.user.db` what each side's world implies for the other's.
+
+        Done after every call, but for those that read only where it has nothing left to do: to do it twice is to do it once.
+        """
+
+    def _sync_if_changed(self) -> None:
+        if self._unsynced:
+            self.sync()
+            self._unsynced = False
 
     def mutates(self, name: str) -> bool:
         """Whether the tool changes a database. The agent's tools come first; an unknown tool changes nothing."""
@@ -167,8 +179,10 @@ class ToolKit:
         """
         if not self.mutates(action.name):
             return
-        content = self.use(action).content
-        if _parsed(content) != _parsed(expected):
+        # What cannot be printed answers with an error, so any other answer needs no undo.
+        content = self.use(action, undoable=expected.startswith("Error: ")).content
+        same = content == expected and "NaN" not in content  # which is not equal to itself
+        if not same and _parsed(content) != _parsed(expected):
             raise ValueError(f"Replayed {action.name}({dict(action.arguments)}) answers {content!r}, recorded was {expected!r}")
 
     def call(self, name: str, arguments: Mapping[str, Any], requestor: Requestor = "assistant") -> Any:
@@ -183,6 +197,7 @@ class ToolKit:
             raise ValueError(f"{name}: {type(self).__name__} has no user tools")
         if name not in toolkit.tools and name not in toolkit.helpers:
             raise ValueError(f"{type(toolkit).__name__} has no function {name!r} that a task may call")
+        self._unsynced = True
         return getattr(toolkit, name)(**arguments)
 
     def initialise(self, initial_state: Mapping[str, Any]) -> None:
@@ -222,7 +237,7 @@ class ToolKit:
 
     def _call_function(self, function: Mapping[str, Any]) -> Any:
         answer = self.call(function["func_name"], function.get("arguments") or {}, function["env_type"])
-        self.sync()
+        self._sync_if_changed()
         return answer
 
     def snapshot(self) -> Snapshot:
@@ -241,10 +256,16 @@ class ToolKit:
 
     def fork(self) -> Self:
         """Another toolkit in the same state; neither sees what the other does from here."""
-        new = copy.copy(self)
-        new.user = copy.copy(self.user)
-        new.restore(self.snapshot())
-        new._before_write = self._before_write
+        new = self._twin(self.db.fork())
+        if self.user is not None:
+            new.user = self.user._twin(new.db if self.user.db is self.db else self.user.db.fork())
+        return new
+
+    def _twin(self, db: Database) -> Self:
+        """The same toolkit on another database."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.db = db
         return new
 
     def undo(self) -> None:

@@ -219,14 +219,11 @@ class AirlineTools(ToolKit):
             date: The date of the first flight, YYYY-MM-DD.
         """
         pairs = []
-        for first in self._direct_flights(date, origin, None):
-            first.date = date
-            first.share()
+        for first in self._direct_flights(date, origin, None, dated=True):
             arrival = first.scheduled_arrival_time_est
             next_date = f"2024-05-{int(date[-2:]) + 1}" if "+1" in arrival else date
-            for second in self._direct_flights(next_date, first.destination, destination, leave_after=arrival):
-                second.date = next_date
-                pairs.append([first, second])
+            connections = self._direct_flights(next_date, first.destination, destination, leave_after=arrival, dated=True)
+            pairs += [[first, second] for second in connections]
         return pairs
 
     @tool(ToolType.WRITE)
@@ -399,9 +396,12 @@ class AirlineTools(ToolKit):
         return Payment(payment_id=payment_id, amount=amount) if amount != 0 else None
 
     def _direct_flights(
-        self, date: str, origin: str | None, destination: str | None, leave_after: str | None = None
+        self, date: str, origin: str | None, destination: str | None, leave_after: str | None = None, dated: bool = False
     ) -> list[DirectFlight]:
-        """Bookable flights of a date; None stands for any airport or time. A caller of the tools may say None too."""
+        """Bookable flights of a date, which they show if `dated`; None stands for any airport or time.
+
+        A caller of the tools may say None too.
+        """
         if origin is None:
             flights = self.db.flights.rows()
         else:
@@ -417,19 +417,31 @@ class AirlineTools(ToolKit):
                 continue
             if leave_after is not None and flight.scheduled_departure_time_est < leave_after:
                 continue
-            found.append(
-                DirectFlight(
-                    flight_number=flight.flight_number,
-                    origin=flight.origin,
-                    destination=flight.destination,
-                    status="available",
-                    scheduled_departure_time_est=flight.scheduled_departure_time_est,
-                    scheduled_arrival_time_est=flight.scheduled_arrival_time_est,
-                    available_seats=status.available_seats,
-                    prices=status.prices,
-                )
-            )
+            found.append(self._shown(flight, date, status, dated))
         return found
+
+    def _shown(self, flight: Flight, date: str, status: FlightDateStatusAvailable, dated: bool) -> DirectFlight:
+        """A flight as a search shows it. One that nobody has changed looks the same in every environment."""
+        base, key = self.db.flights.base, (flight.flight_number, date, dated)
+        unchanged = base.rows.get(flight.flight_number) is flight
+        if unchanged and key in base.derived:
+            known: DirectFlight = base.derived[key]
+            return known
+        shown = DirectFlight(
+            flight_number=flight.flight_number,
+            origin=flight.origin,
+            destination=flight.destination,
+            status="available",
+            scheduled_departure_time_est=flight.scheduled_departure_time_est,
+            scheduled_arrival_time_est=flight.scheduled_arrival_time_est,
+            date=date if dated else None,
+            available_seats=status.available_seats,
+            prices=status.prices,
+        )
+        shown.share()
+        if unchanged:
+            base.derived[key] = shown
+        return shown
 
 
 def _validated(model: type[BaseModel], values: Any) -> Any:

@@ -85,11 +85,18 @@ class Accounts(ToolKit):
 
     def customer_by_phone(self, phone_number: str) -> Customer:
         """By the contact number or the number of a line, in the table's order."""
-        for customer in self.db.customers.rows():
+        # Neither numbers nor whose lines they are can change, so every environment finds the same customer.
+        known = self.db.customers.base.derived
+        if not isinstance(phone_number, str) or phone_number not in known:
+            known[phone_number] = self._search_by_phone(phone_number)
+        return self.db.customers[known[phone_number]]
+
+    def _search_by_phone(self, phone_number: str) -> str:
+        for key, customer in self.db.customers.items():
             if customer.phone_number == phone_number:
-                return customer
+                return key
             if any(self.line(line_id).phone_number == phone_number for line_id in customer.line_ids):
-                return customer
+                return key
         raise ValueError(f"Customer with phone number {phone_number} not found")
 
     def bills_awaiting_payment(self, customer: Customer) -> list[Bill]:

@@ -13,7 +13,7 @@ from envs.types import StopReason, Transcript
 from rewards.breakdown import RewardBreakdown
 from rewards.metrics import EpisodeMetrics
 from rollouts.store import TrajectoryStore
-from rollouts.trajectory import Trajectory
+from rollouts.trajectory import TokenSegment, Trajectory
 from training.config import load
 from training.run import RunFolder
 from training.stages import sft
@@ -22,9 +22,9 @@ from training.stages.study import StudySession, compare, draw, print_study
 
 def played(task_id: str, f1: float) -> Trajectory:
     metrics = EpisodeMetrics(task_id, "lookup", 1, 1, f1, f1, f1, f1 == 1.0, True, f1 == 1.0, False, f1, f1, "user_stop")
-    return Trajectory(
-        Transcript(task_id, "retail", (), StopReason.USER_STOP), "lookup", [], RewardBreakdown(f1), metrics, "eval", 0, 0, 0
-    )
+    tokens = [TokenSegment([5], [True], [0.0], [(0, 1, 0)])]
+    transcript = Transcript(task_id, "retail", (), StopReason.USER_STOP)
+    return Trajectory(transcript, "lookup", tokens, RewardBreakdown(f1), metrics, "eval", 0, 0, 0)
 
 
 @pytest.fixture
