@@ -19,10 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,12 +27,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process import run_module
 from benchmarks.workload import PHASES, Figures, StepFigures, Workload, say
 from envs.errors import TaudojoError
 from training.main import with_device_defaults
 from training.models import check_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 40 * 60
 
 OURS, TRL = "benchmarks.ours_grpo", "benchmarks.peers.trl_grpo"
@@ -98,23 +95,8 @@ def run_side(module: str, work: Workload, limit_s: float) -> Figures:
     Raises:
         TaudojoError: it failed, or was not done after `limit_s`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        workload_file, figures_file = Path(folder, "workload.json"), Path(folder, "figures.json")
-        workload_file.write_text(json.dumps(asdict(work)))
-        command = [sys.executable, "-m", module, str(workload_file), str(figures_file)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, start_new_session=True)
-        try:
-            status = process.wait(timeout=max(limit_s, 0))
-        except subprocess.TimeoutExpired:
-            raise TaudojoError(
-                f"{module} was not done after {limit_s / 60:.0f} of the command's {LIMIT_S // 60} minutes; "
-                "use fewer --steps or a smaller grpo.tasks_per_step, or a machine with nothing else to do."
-            ) from None
-        finally:
-            _end(process)
-        if status != 0:
-            raise TaudojoError(f"{module} ended with status {status}; what it said stands above.")
-        return Figures.read(figures_file)
+    advice = "use fewer --steps or a smaller grpo.tasks_per_step, or a machine with nothing else to do."
+    return Figures.of(run_module(module, asdict(work), limit_s, advice))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,17 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split(step: StepFigures) -> dict[str, float | None]:
     return {phase: None if (value := getattr(step, phase)) is None else round(value, 2) for phase in PHASES}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the side and what it started, if it still runs."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median_low
+from typing import Any
 
 from envs.domain import Domain
 from envs.errors import TaudojoError
@@ -122,7 +123,11 @@ class Figures:
 
     @classmethod
     def read(cls, path: Path) -> Figures:
-        raw = json.loads(path.read_text())
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Figures:
+        """From its JSON."""
         return cls(raw["mode"], raw["setup_s"], [StepFigures(**step) for step in raw["steps"]])
 
 

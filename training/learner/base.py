@@ -65,6 +65,9 @@ class LossOutputs:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+#: Of every learner process: large buffers stay with it instead of being returned and faulted in again each step.
+HEAP_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
+
 LossFn = Callable[[LossInputs], LossOutputs]
 
 

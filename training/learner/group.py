@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from envs.errors import TaudojoError
 from envs.identity import ensure_own_packages
 from rollouts.scheduler import get
-from training.learner.base import LearnerConfig, Sample
+from training.learner.base import HEAP_ENVIRONMENT, LearnerConfig, Sample
 from training.loss import PolicyLossConfig, policy_loss, sft_loss
 
 START_TIMEOUT_S = 300.0
@@ -125,9 +125,7 @@ class LearnerGroup:
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
-            # Large buffers stay with the process instead of being returned and faulted in again each step.
-            "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-            "MALLOC_TRIM_THRESHOLD_": str(2 << 30),
+            **HEAP_ENVIRONMENT,
         }
         remote = ray.remote(LearnerWorker)
         started = cls(

@@ -1,0 +1,157 @@
+"""The learner's part of `benchmarks.learner`: one measurement in one process, without Ray, vLLM or Hydra.
+
+`kind` says which: an update with the prefix tree or packed side by side (`tree`, `plain`), the matrix products that this machine
+can do (`gemm`), or gradients and log-probabilities in float32 against plain Hugging Face (`exact`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.batch import Row, read_batch
+from benchmarks.process import job_main
+from training.learner.base import LearnerConfig, LossInputs, LossOutputs, Sample, torch_dtype
+from training.learner.fsdp import FSDPLearner, single_process
+
+LR = 1e-6
+EXACT_TOKENS = 12_000
+
+
+def policy_gradient(inputs: LossInputs) -> LossOutputs:
+    """−Σ advantage · log-probability / tokens: the gradient of an on-policy GRPO step. (verl's losses would bring Ray in.)"""
+    assert inputs.advantages_BT is not None
+    gain = (inputs.advantages_BT * inputs.logprobs_BT * inputs.mask_BT).sum()
+    return LossOutputs(-gain / inputs.batch_tokens * inputs.world_size, {})
+
+
+def run(job: dict[str, Any]) -> Mapping[str, Any]:
+    """`kind`, and what it needs of `model`, `trajectories`, `max_tokens`, `count`, `dtype`, `micro_batch_tokens`."""
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    if job["kind"] == "gemm":
+        return {"tflops": gemm_tflops(job["dtype"])}
+    rows = read_batch(Path(job["trajectories"]), job["max_tokens"], job.get("count"))
+    single_process()
+    config = LearnerConfig(job["model"], dtype=job["dtype"], micro_batch_tokens=job["micro_batch_tokens"], threads=threads)
+    if job["kind"] == "exact":
+        return exact(replace(config, dtype="float32", max_grad_norm=float("inf")), first_rows(rows, EXACT_TOKENS))
+    return update(replace(config, prefix_tree=job["kind"] == "tree"), rows)
+
+
+def samples_of(rows: Sequence[Row]) -> list[Sample]:
+    return [Sample(row.token_ids, row.loss_mask, advantages=[row.advantage] * len(row.token_ids)) for row in rows]
+
+
+def update(config: LearnerConfig, rows: Sequence[Row]) -> dict[str, float]:
+    """Seconds of one update and the process's peak memory. A short update at rate 0 before it builds what is built once."""
+    learner, samples = FSDPLearner(config), samples_of(rows)
+    learner.update([min(samples, key=lambda s: len(s.token_ids))], policy_gradient, 0.0)
+    start = time.perf_counter()
+    metrics = learner.update(samples, policy_gradient, LR)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "computed_tokens": metrics["unique_tokens"], "peak_bytes": peak_bytes()}
+
+
+def gemm_tflops(dtype: str, sizes: Sequence[int] = (1024, 2048, 4096), seconds: float = 1.5) -> float:
+    """The best rate of square matrix products, in TFLOP/s."""
+    best = 0.0
+    for size in sizes:
+        a, b = (torch.randn(size, size).to(torch_dtype(dtype)) for _ in range(2))
+        a @ b
+        end = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            a @ b
+            best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e12)
+    return best
+
+
+# -- against plain Hugging Face
+
+
+class GradientKeeper(torch.optim.Optimizer):
+    """Stands where an optimizer stands: keeps the gradients and moves nothing."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.0})
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.gradients = [(p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad).clone() for p in parameters]
+
+
+def first_rows(rows: Sequence[Row], tokens: int) -> list[Row]:
+    """The first rows that have at most so many tokens together; one at least."""
+    together = np.cumsum([len(row.token_ids) for row in rows])
+    return list(rows[: max(1, int((together <= tokens).sum()))])
+
+
+def exact(config: LearnerConfig, rows: Sequence[Row]) -> dict[str, float]:
+    """Gradient and log-probabilities of the tree against Hugging Face's, one sequence after the other.
+
+    Advantages are drawn at random, so that shared tokens get different weights from their samples and no gradient is zero.
+    """
+    drawn = np.random.default_rng(0).normal(size=len(rows)).tolist()
+    samples = samples_of([replace(row, advantage=value) for row, value in zip(rows, drawn, strict=True)])
+    learner = FSDPLearner(config)
+    ours = learner.logprobs(samples)
+    keeper = GradientKeeper(learner.policy.parameters())
+    learner.optimizer = keeper  # type: ignore[assignment]
+    learner.update(samples, policy_gradient, 0.0)
+    names = [name for name, _ in learner.policy.model.named_parameters()]  # type: ignore[operator]
+    gradients = dict(zip(names, keeper.gradients, strict=True))
+    del learner, keeper
+
+    model = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=torch.float32)
+    tokens, furthest = sum(s.loss_tokens for s in samples), 0.0
+    for sample, own, advantage in zip(samples, ours, drawn, strict=True):
+        ids = torch.tensor(list(sample.token_ids))[None]
+        logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
+        furthest = max(furthest, float((logprobs.detach() - torch.tensor(own[1:])).abs().max()))
+        (-advantage * logprobs[torch.tensor(list(sample.loss_mask[1:]))].sum() / tokens).backward()
+    wrong = norm = 0.0
+    for name, parameter in model.named_parameters():
+        wrong += float((gradients[name] - parameter.grad).square().sum(dtype=torch.float64))
+        norm += float(parameter.grad.square().sum(dtype=torch.float64))
+    return {
+        "grad_rel_err": (wrong / norm) ** 0.5,
+        "logprob_max_abs": furthest,
+        "tokens": float(sum(len(s.token_ids) for s in samples)),
+    }
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process. (`ru_maxrss` would begin with that of the process that started it.)"""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _alone(job: dict[str, Any]) -> Mapping[str, Any]:
+    result = run(job)
+    strangers = {"ray", "vllm", "hydra"} & sys.modules.keys()
+    assert not strangers, f"the learner imported {sorted(strangers)}"
+    return result
+
+
+if __name__ == "__main__":
+    job_main(_alone)
