@@ -21,7 +21,8 @@ from envs.domain import load_domain
 from rollouts.gold import gold_trajectories
 from rollouts.scheduler import RolloutPool
 from rollouts.trajectory import EpisodeRequest, Trajectory
-from rollouts.worker import build_world
+from rollouts.worker import WorldConfig, build_world
+from training.config import RunConfig
 from training.learner.group import LearnerGroup
 from training.main import start_ray, world_config
 from training.stages.grpo import Parts, train_step
@@ -65,14 +66,7 @@ def started_parts(workload: Workload, source: DataSource, requests: Sequence[Epi
     with ExitStack() as closers:
         start_ray(config)
         closers.callback(ray.shutdown)
-        pool = RolloutPool.start(
-            world,
-            config.engine(workload.model_path),
-            workers=cluster.rollout_workers,
-            max_concurrent=config.rollout.max_concurrent,
-            num_gpus=cluster.gpus_per_rollout_worker,
-            lockstep=config.deterministic,
-        )
+        pool = start_pool(config, workload.model_path, world)
         closers.callback(pool.close)
         learner = LearnerGroup.start(
             config.learner_config(workload.model_path, threads),
@@ -84,6 +78,19 @@ def started_parts(workload: Workload, source: DataSource, requests: Sequence[Epi
         gold = gold_trajectories(build_world(world), [request.task for request in requests[:1]])
         probe = [segment.token_ids[:700] for trajectory in gold for segment in trajectory.segments[:1]]
         yield Parts(pool, learner, WeightSync(learner, pool, probe, config.dtype))
+
+
+def start_pool(config: RunConfig, model_path: str, world: WorldConfig) -> RolloutPool:
+    """The rollout workers with the checkpoint in their engines."""
+    cluster = config.cluster
+    return RolloutPool.start(
+        world,
+        config.engine(model_path),
+        workers=cluster.rollout_workers,
+        max_concurrent=config.rollout.max_concurrent,
+        num_gpus=cluster.gpus_per_rollout_worker,
+        lockstep=config.deterministic,
+    )
 
 
 def warm_up(parts: Parts, requests: Sequence[EpisodeRequest]) -> None:

@@ -35,6 +35,7 @@ from rollouts.episode import World, play
 from rollouts.lockstep import LockStep
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import build_world
+from training.config import RunConfig
 from training.main import world_config
 
 if TYPE_CHECKING:
@@ -138,8 +139,13 @@ def _row(trajectory: Trajectory) -> tuple[list[int], list[int], list[int]]:
     if not segment.sampled:
         task_id, length = trajectory.transcript.task_id, len(segment.token_ids)
         raise TaudojoError(f"The prompt of task {task_id} has {length} tokens; set a larger model.max_model_len.")
-    start = segment.loss_mask.index(True)
-    return segment.token_ids[:start], segment.token_ids[start:], [int(own) for own in segment.loss_mask[start:]]
+    return cut(segment.token_ids, segment.loss_mask)
+
+
+def cut(token_ids: list[int], loss_mask: list[bool]) -> tuple[list[int], list[int], list[int]]:
+    """Prompt, completion and its mask, cut at the first token that the policy wrote."""
+    start = loss_mask.index(True)
+    return token_ids[:start], token_ids[start:], [int(own) for own in loss_mask[start:]]
 
 
 def run(workload: Workload) -> Figures:
@@ -170,9 +176,18 @@ def run(workload: Workload) -> Figures:
             say(describe("TRL", player.trajectories, steps[-1]))
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(workload, player, model, folder, Meter())
+        trainer = grpo_trainer(
+            workload.config,
+            player.task_ids,
+            player.play,
+            player.score,
+            folder=folder,
+            model=model,
+            processing_class=player.world.chat.tokenizer,
+            callbacks=[Meter()],
+        )
         trainer.remove_callback(PrinterCallback)
-        _warm_up(trainer)
+        warm_up(trainer)
         setup_s = time.perf_counter() - start
         say(f"TRL: ready in {setup_s:.0f} s")
         trainer.train()
@@ -194,22 +209,20 @@ def step_figures(player: Player, step_s: float) -> StepFigures:
     )
 
 
-def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter: Any) -> GRPOTrainer:
+def grpo_trainer(config: RunConfig, prompts: Sequence[str], play: Any, score: Any, **trainer: Any) -> GRPOTrainer:
+    """TRL's trainer as the docstring above says, for steps of `tasks_per_step` × `samples_per_task` episodes."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    config = workload.config
+    folder, model = trainer.pop("folder"), trainer["model"]
     episodes = config.grpo.tasks_per_step * config.grpo.samples_per_task
     return GRPOTrainer(
-        model=model,
-        processing_class=player.world.chat.tokenizer,
-        reward_funcs=player.score,
-        rollout_func=player.play,
-        train_dataset=Dataset.from_dict({"prompt": player.task_ids}),
-        callbacks=[meter],
+        reward_funcs=score,
+        rollout_func=play,
+        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
         args=GRPOConfig(
             output_dir=folder,
-            max_steps=workload.steps,
+            max_steps=len(prompts) // config.grpo.tasks_per_step,
             per_device_train_batch_size=MICRO_BATCH,
             gradient_accumulation_steps=episodes // MICRO_BATCH,
             num_generations=config.grpo.samples_per_task,
@@ -228,10 +241,11 @@ def _trainer(workload: Workload, player: Player, model: Any, folder: str, meter:
             disable_tqdm=True,
             seed=config.seed,
         ),
+        **trainer,
     )
 
 
-def _warm_up(trainer: GRPOTrainer) -> None:
+def warm_up(trainer: GRPOTrainer) -> None:
     """A few tokens, one forward and one backward pass, so that what is built on first use is not measured."""
     import torch
 
