@@ -6,8 +6,9 @@
 
 Episodes are sampled once from an SFT checkpoint (4 tasks × 6 samples of retail, compact prompt), or read from a run. The same
 tokens then go through one update of every variant, each in a process of its own, alternated: the tree, packed side by side
-without padding, and TRL's GRPOTrainer once (`benchmarks/peers/trl_update.py`). A float32 pass over the first 12,000 tokens compares
-gradients and log-probabilities with plain Hugging Face. Progress and tables go to stderr; the last line on stdout is JSON:
+without padding, and TRL's GRPOTrainer once (`benchmarks/peers/trl_update.py`). A float32 pass over the first 12,000 tokens
+compares gradients and log-probabilities with plain Hugging Face. Progress and tables go to stderr; the last line on stdout is
+JSON:
 
     tokens, unique_tokens   of all episodes, and of their trie; dedup_ratio is the one over the other
     flop_ratio              plain over tree, by `benchmarks/flops.py`: the speed-up that the arithmetic allows

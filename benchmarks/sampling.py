@@ -1,4 +1,4 @@
-"""Plays the episodes that `benchmarks.learner` trains on: one step's groups, sampled from an SFT checkpoint, in a process of its own."""
+"""Plays the episodes that `benchmarks.learner` trains on: one step's groups, sampled from an SFT checkpoint."""
 
 from __future__ import annotations
 

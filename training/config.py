@@ -91,6 +91,7 @@ class AlgorithmSection(Section):
     clip_high: float = 0.28
     clip_c: float = 3.0
     tis_cap: float | None = 2.0
+    dro_beta: float = Field(0.05, gt=0)
     kl_coef: float = Field(0.0, ge=0)
     kl_estimator: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "k3+"] = "low_var_kl"
 
@@ -102,6 +103,7 @@ class AlgorithmSection(Section):
             clip_high=self.clip_high,
             clip_c=self.clip_c,
             tis_cap=self.tis_cap,
+            dro_beta=self.dro_beta,
             kl_coef=self.kl_coef,
             kl_estimator=self.kl_estimator,
         )
@@ -124,6 +126,12 @@ class TrackingSection(Section):
     mode: Literal["offline", "online", "none"] = "offline"
     project: str = "taudojo"
     entity: str | None = None
+
+
+class CheckpointsSection(Section):
+    """`keep`: how many of the last checkpoints stay on disk, besides the one where SFT ended."""
+
+    keep: int = Field(1, ge=1)
 
 
 class EvaluateSection(Section):
@@ -205,6 +213,7 @@ class RunConfig(Section):
     algorithm: AlgorithmSection
     cluster: ClusterSection
     tracking: TrackingSection
+    checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
     evaluate: EvaluateSection
     sft: SFTSection
     grpo: GRPOSection

@@ -23,7 +23,11 @@ from training.learner.base import LossFn, LossInputs, LossOutputs
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
-    """`name` and `aggregation` are verl's; `tis_cap` truncates exp(learner − sampler) per token, None leaves it out."""
+    """`name` and `aggregation` are verl's; `tis_cap` truncates exp(learner − sampler) per token, None leaves it out.
+
+    `clip_low` and `clip_high` bound the ratio's distance from 1, in `geo_mean` its logarithm, and in `dppo_tv` and `dppo_kl` the
+    divergence of a token's probability. `dro_beta` weighs the square of the log-ratio in `dro`.
+    """
 
     name: str = "vanilla"
     aggregation: str = "token-mean"
@@ -31,6 +35,7 @@ class PolicyLossConfig:
     clip_high: float = 0.28
     clip_c: float = 3.0
     tis_cap: float | None = 2.0
+    dro_beta: float = 0.05
     kl_coef: float = 0.0
     kl_estimator: str = "low_var_kl"
 
@@ -78,6 +83,8 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
             config=_actor_config(config, inputs),
             rollout_is_weights=truncated,
         )
+        if config.name == "geo_mean":  # verl's is the mean over the micro-batch
+            value = value * len(mask) / inputs.batch_samples * inputs.world_size
         tokens = mask.sum()
         metrics: dict[str, Any] = {
             "kl_sampler": (torch.exp(-gap.clamp(-20, 20)) - 1 + gap).mul(mask).sum(),  # k3 estimate of KL(sampler ‖ learner)
@@ -100,6 +107,7 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
 def _actor_config(config: PolicyLossConfig, inputs: LossInputs) -> Any:
     """verl's typed settings, with the whole batch's size so that micro-batch losses add up."""
     from verl.workers.config import FSDPActorConfig
+    from verl.workers.config.actor import PolicyLossConfig as VerlPolicyLossConfig
 
     return FSDPActorConfig(
         strategy="fsdp2",
@@ -111,6 +119,7 @@ def _actor_config(config: PolicyLossConfig, inputs: LossInputs) -> Any:
         clip_ratio_high=config.clip_high,
         clip_ratio_c=config.clip_c,
         loss_agg_mode=config.aggregation,
+        policy_loss=VerlPolicyLossConfig(loss_mode=config.name, dro_beta=config.dro_beta),
         global_batch_info={
             "dp_size": inputs.world_size,
             "batch_num_tokens": inputs.batch_tokens,
@@ -120,18 +129,25 @@ def _actor_config(config: PolicyLossConfig, inputs: LossInputs) -> Any:
 
 
 def advantages(
-    rewards_B: Sequence[float], groups_B: Sequence[int], estimator: str = "grpo", normalize_by_std: bool = True
+    rewards_B: Sequence[float],
+    groups_B: Sequence[int],
+    estimator: str = "grpo",
+    normalize_by_std: bool = True,
+    tokens_B: Sequence[int] | None = None,
 ) -> list[float]:
     """One advantage per trajectory from its reward and group, by verl's estimator of that name.
 
-    Only outcome estimators (one scalar for a trajectory) are supported here: the result is the same on every token.
+    Only outcome estimators (one scalar for a trajectory) are supported here: the result is the same on every token. `tokens_B`,
+    the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length; without it all are equally long.
     """
     algos = core_algos()
     known = sorted(algos.ADV_ESTIMATOR_REGISTRY)
     if estimator not in known:
         raise TaudojoError(f"algorithm.advantage={estimator} is not one of {', '.join(known)}{_nearest(estimator, known)}")
-    scores = torch.tensor(rewards_B, dtype=torch.float32)[:, None]
-    mask = torch.ones_like(scores)
+    lengths = torch.tensor(tokens_B if tokens_B is not None else [1] * len(rewards_B)).clamp(min=1)
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).float()
+    scores = torch.zeros_like(mask)
+    scores[:, 0] = torch.tensor(rewards_B, dtype=torch.float32)
     settings: dict[str, Any] = {"token_level_rewards": scores, "response_mask": mask, "index": np.asarray(groups_B)}
     if estimator.startswith("grpo"):
         settings["norm_adv_by_std_in_grpo"] = normalize_by_std

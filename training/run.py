@@ -3,7 +3,8 @@
     outputs/<run>/  config.yaml  metrics.jsonl  state.json  trajectories/  checkpoint-*/  sft_model/  final_model/
                     merged_model/  summary.json  report.html  curves.png
 
-Every file is written under a temporary name and renamed. `state.json` is the only thing that resuming trusts.
+Every file is written under a temporary name and renamed. Resuming trusts `state.json`, and a checkpoint whose files are those of its
+manifest (`checkpoints.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 from envs.errors import TaudojoError
+from training.checkpoints import damage, seal
 from training.config import RunConfig, validate
 from training.learner.group import LearnerGroup
 
@@ -36,9 +38,21 @@ class RunState:
     step: int = 0
     stage_seconds: float = 0.0  # spent in the stage under way, for its time budget
     checkpoint: str | None = None  # folder name of the newest whole checkpoint
+    kept: list[dict[str, Any]] = field(default_factory=list)  # a `Place` for each checkpoint on disk, oldest first
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint stands in the run: so many stages were done, and so much of the one under way. Learning rate and the
+    order of the data follow from it."""
+
+    name: str
+    done: int
+    step: int
+    stage_seconds: float
 
 
 class Interrupted(Exception):
@@ -48,8 +62,8 @@ class Interrupted(Exception):
 class RunFolder:
     """`outputs/<name>-<time>`, or an existing one to resume."""
 
-    def __init__(self, path: Path, state: RunState) -> None:
-        self.path, self.state = path, state
+    def __init__(self, path: Path, state: RunState, keep: int = 1) -> None:
+        self.path, self.state, self.keep = path, state, keep
         self._saved_place = (state.step, state.stage_seconds)
 
     @classmethod
@@ -63,7 +77,7 @@ class RunFolder:
             path = path.with_name(f"{config.name}-{stamp}-{number}")
         try:
             path.mkdir(parents=True)
-            folder = cls(path.resolve(), RunState())
+            folder = cls(path.resolve(), RunState(), config.checkpoints.keep)
             write_atomically(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             folder.save_state()
         except OSError as error:
@@ -74,12 +88,18 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunFolder, RunConfig]:
-        """The folder and its own configuration; what is on the command line besides `resume` does not count."""
+        """The folder and its own configuration; what is on the command line besides `resume` does not count.
+
+        A newest checkpoint that is damaged is set aside, and the run goes back to the one before it.
+        """
         for name in ("config.yaml", "state.json"):
             if not (path / name).is_file():
                 raise TaudojoError(f"resume={path}: there is no {name}; give the folder of a run, e.g. outputs/grpo-…")
         config = validate(yaml.safe_load((path / "config.yaml").read_text()))
-        return cls(path.resolve(), RunState(**json.loads((path / "state.json").read_text()))), config
+        state = RunState(**json.loads((path / "state.json").read_text()))
+        folder = cls(path.resolve(), state, config.checkpoints.keep)
+        folder._go_back_to_a_whole_checkpoint()
+        return folder, config
 
     def save_state(self) -> None:
         """Writes the state with the newest checkpoint's place: steps after it are not in the weights and are taken again."""
@@ -94,14 +114,15 @@ class RunFolder:
         self.save_state()
 
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<name>` whole or not at all, then drops the one before it, unless that is where SFT ended."""
-        final = self.path / f"checkpoint-{name}"
-        partial = self.path / f".checkpoint-{name}.partial"
+        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep` and the one where SFT ended."""
+        final = self.path / f"checkpoint-{name.replace('/', '-')}"
+        partial = self.path / f".{final.name}.partial"
         need = 2.2e9
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             learner.save(partial, extra)
+            seal(partial)
         except OSError as error:
             free = shutil.disk_usage(self.path).free
             shutil.rmtree(partial, ignore_errors=True)
@@ -111,12 +132,53 @@ class RunFolder:
             ) from error
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
-        before, self.state.checkpoint = self.state.checkpoint, final.name
-        self._saved_place = (self.state.step, self.state.stage_seconds)
+        state = self.state
+        before, state.checkpoint = state.checkpoint, final.name
+        self._saved_place = (state.step, state.stage_seconds)
+        known = [p for p in state.kept if p["name"] != final.name]
+        known.append(asdict(Place(final.name, len(state.done), state.step, state.stage_seconds)))
+        dropped = [p["name"] for p in known if p["name"] != SFT_CHECKPOINT][: -self.keep]
+        if before and before not in (SFT_CHECKPOINT, *(p["name"] for p in known)):  # its place is not known
+            dropped.append(before)
+        state.kept = [p for p in known if p["name"] not in dropped]
         self.save_state()
-        if before and before not in (final.name, SFT_CHECKPOINT):
-            shutil.rmtree(self.path / before, ignore_errors=True)
+        for old in dropped:
+            shutil.rmtree(self.path / old, ignore_errors=True)
         return final
+
+    def _go_back_to_a_whole_checkpoint(self) -> None:
+        """Checks the newest checkpoint, and where it is damaged those before it; says what it found.
+
+        The run goes back to the place of the newest whole one, and without any to its beginning: stages after it are not in the
+        weights and are taken again.
+        """
+        state = self.state
+        found = False
+        while place := next((Place(**p) for p in state.kept if p["name"] == state.checkpoint), None):
+            folder = self.path / place.name
+            wrong = damage(folder)
+            if wrong is None:
+                if found:
+                    del state.done[place.done :]
+                    self._saved_place = state.step, state.stage_seconds = place.step, place.stage_seconds
+                break
+            found = True
+            print(f"{place.name} is damaged: {wrong}", flush=True)
+            if folder.is_dir():
+                aside = folder.with_name(f"damaged-{place.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.replace(aside)
+            names = [p["name"] for p in state.kept]
+            at = names.index(place.name)
+            state.kept = [p for p in state.kept if p["name"] != place.name]
+            state.checkpoint = names[at - 1] if at else None
+        if not found:
+            return
+        if state.checkpoint is None:
+            state.done.clear()
+            self._saved_place = state.step, state.stage_seconds = 0, 0.0
+        self.save_state()
+        print(f"going back to {state.checkpoint or 'the beginning of the run'}", flush=True)
 
     def newest_checkpoint(self) -> Path | None:
         return self.path / self.state.checkpoint if self.state.checkpoint else None

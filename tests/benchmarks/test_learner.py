@@ -46,7 +46,8 @@ KEYS = [
 
 def episode(group: int, member: int, reward: float) -> Trajectory:
     """40 tokens of prompt that all share, a turn that the group shares, and a turn of its own."""
-    ids = [*range(40), *range(100 + 10 * group, 108 + 10 * group), *range(200 + 50 * group + 10 * member, 212 + 50 * group)]
+    own = 200 + 50 * group + 20 * member
+    ids = [*range(40), *range(100 + 10 * group, 108 + 10 * group), *range(own, own + 12)]
     mask = [at >= 40 and at != 44 for at in range(len(ids))]
     metrics = EpisodeMetrics(f"task_{group}", "cancel", 1, 1, 1.0, 1.0, 1.0, True, True, True, False, reward, reward, "user_stop")
     return Trajectory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,19 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit(make: Make, tmp_path: Path):
     assert resumed.load(tmp_path) == {"stage": "sft", "step": 2}
     assert [resumed.update(random_samples(step), sft_loss, 1e-3) for step in (2, 3)] == expected
     assert same(state(resumed), state(unbroken))
+
+
+def test_a_loaded_checkpoint_goes_on_with_the_same_random_numbers(make: Make, tmp_path: Path):
+    def draw() -> tuple[float, float, float, float]:
+        return random.random(), random.gauss(0, 1), float(np.random.normal()), float(torch.rand(()))
+
+    learner = make(seed=5)
+    draw()
+    learner.save(tmp_path, {})
+    expected = [draw() for _ in range(3)]
+    other = make(seed=6)
+    other.load(tmp_path)
+    assert [draw() for _ in range(3)] == expected
 
 
 def test_saving_between_updates_changes_nothing(make: Make, tmp_path: Path):

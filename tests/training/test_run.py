@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from envs.errors import TaudojoError
+from training.checkpoints import damage
 from training.config import RunConfig, load
 from training.run import RunFolder, RunState, StopSignal, write_atomically
 
@@ -122,7 +125,7 @@ def test_a_half_checkpoint_of_a_killed_run_is_in_nobodys_way(folder: RunFolder):
     partial.mkdir()
     (partial / "rest").write_text("of a run that was killed")
     newest = folder.checkpoint("sft", FakeLearner(), {"step": 1})  # type: ignore[arg-type]
-    assert sorted(p.name for p in newest.iterdir()) == ["state.json", "weights"]
+    assert sorted(p.name for p in newest.iterdir()) == ["manifest.json", "state.json", "weights"]
     assert not partial.exists()
 
 
@@ -160,3 +163,111 @@ def test_the_first_signal_is_a_flag_and_the_second_ends_at_once(number: signal.S
 def test_a_new_run_has_done_nothing(folder: RunFolder):
     assert folder.state == RunState()
     assert folder.newest_checkpoint() is None
+
+
+# -- checkpoints that were damaged
+
+
+def keeping(folder: RunFolder, keep: int) -> RunFolder:
+    return RunFolder(folder.path, folder.state, keep)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "weights has 3 bytes, 4 were written": lambda c: truncate(c / "weights"),
+    "weights is missing": lambda c: (c / "weights").unlink(),
+    r"weights is not what was written \(sha256\)": lambda c: flip(c / "weights"),
+    "manifest.json is missing": lambda c: (c / "manifest.json").unlink(),
+    "manifest.json cannot be read": lambda c: truncate(c / "manifest.json"),
+    "the folder is missing": shutil.rmtree,
+}
+
+
+def after_sft(folder: RunFolder, *steps: int) -> None:
+    """SFT of 7 steps and its evaluation are done; GRPO saved at `steps`."""
+    folder.finish("eval/before")
+    folder.state.step, folder.state.stage_seconds = 7, 80.0
+    folder.checkpoint("sft", FakeLearner(), {"stage": "sft", "step": 7})  # type: ignore[arg-type]
+    folder.finish("sft")
+    folder.finish("eval/after_sft")
+    for step in steps:
+        folder.state.step, folder.state.stage_seconds = step, 10.0 * step
+        folder.checkpoint(f"grpo-{step:05d}", FakeLearner(), {"stage": "grpo", "step": step})  # type: ignore[arg-type]
+
+
+def test_the_last_checkpoints_are_kept_and_the_one_where_sft_ended(folder: RunFolder):
+    after_sft(keeping(folder, 2), 5, 10, 15)
+    assert checkpoints(folder) == ["checkpoint-grpo-00010", "checkpoint-grpo-00015", "checkpoint-sft"]
+
+
+def test_how_many_are_kept_is_configured(tmp_path: Path):
+    config = load(["+experiment=smoke", "checkpoints.keep=3", f"output_dir={tmp_path}"])
+    folder = RunFolder.create(config)
+    assert folder.keep == RunFolder.resume(folder.path)[0].keep == 3
+
+
+def test_a_whole_checkpoint_has_no_damage(folder: RunFolder):
+    after_sft(folder, 5)
+    assert damage(folder.path / "checkpoint-grpo-00005") is None
+    again = RunFolder.resume(folder.path)[0]
+    assert (again.state, again.state.step) == (folder.state, 5)
+
+
+@pytest.mark.parametrize("wrong", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    wrong: str, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+):
+    after_sft(keeping(folder, 2), 5, 10)
+    DAMAGES[wrong](folder.path / "checkpoint-grpo-00010")
+    resumed = RunFolder.resume(folder.path)[0]
+    said = capsys.readouterr().out
+    assert re.search(f"checkpoint-grpo-00010 is damaged: {wrong}", said)
+    assert "going back to checkpoint-grpo-00005" in said
+    state = resumed.state
+    assert resumed.newest_checkpoint() == folder.path / "checkpoint-grpo-00005"
+    assert (state.step, state.stage_seconds, state.done) == (5, 50.0, ["eval/before", "sft", "eval/after_sft"])
+    assert RunFolder.resume(folder.path)[0].state == state
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_checkpoint_of_the_stage_the_run_goes_back_to_the_end_of_sft(folder: RunFolder):
+    after_sft(folder, 5, 10)
+    truncate(folder.path / "checkpoint-grpo-00010" / "weights")
+    state = RunFolder.resume(folder.path)[0].state
+    assert state.checkpoint == "checkpoint-sft"
+    assert (state.step, state.stage_seconds, state.done) == (7, 80.0, ["eval/before"])  # SFT has nothing left to do
+
+
+def test_without_any_whole_checkpoint_the_run_begins_again(folder: RunFolder, capsys: pytest.CaptureFixture[str]):
+    after_sft(folder, 5)
+    for name in checkpoints(folder):
+        flip(folder.path / name / "state.json")
+    state = RunFolder.resume(folder.path)[0].state
+    assert (state.checkpoint, state.done, state.step, state.stage_seconds) == (None, [], 0, 0.0)
+    assert "going back to the beginning of the run" in capsys.readouterr().out
+    assert checkpoints(folder) == ["damaged-checkpoint-grpo-00005", "damaged-checkpoint-sft"]
+
+
+def test_a_run_that_kept_no_places_is_resumed_as_it_is(folder: RunFolder):
+    folder.checkpoint("grpo-00005", FakeLearner(), {})  # type: ignore[arg-type]
+    raw = json.loads((folder.path / "state.json").read_text())
+    del raw["kept"]
+    (folder.path / "state.json").write_text(json.dumps(raw))
+    (folder.path / "checkpoint-grpo-00005" / "manifest.json").unlink()
+    resumed = RunFolder.resume(folder.path)[0]
+    assert resumed.state.checkpoint == "checkpoint-grpo-00005"
+    resumed.checkpoint("grpo-00010", FakeLearner(), {})  # type: ignore[arg-type]
+    assert checkpoints(folder) == ["checkpoint-grpo-00010"]
+
+
+def test_a_stage_s_slash_is_no_folder(folder: RunFolder):
+    assert folder.checkpoint("arm/grpo-0-00002", FakeLearner(), {}).name == "checkpoint-arm-grpo-0-00002"  # type: ignore[arg-type]

@@ -262,7 +262,7 @@ class FSDPLearner:
         return bool(self.policy.model.config.tie_word_embeddings)
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Model and optimizer shards (torch DCP) into `folder`, which exists; rank 0 adds `state.json`.
+        """Model and optimizer shards (torch DCP) and each rank's random state into `folder`, which exists; rank 0 adds `state.json`.
 
         Raises:
             OSError: a rank could not write, on a full disk for one.
@@ -273,15 +273,19 @@ class FSDPLearner:
         except CheckpointException as error:  # a BaseException: no handler of errors would see it
             rank, (cause, _) = next(iter(error.failures.items()))
             raise OSError(f"rank {rank}: {cause}") from error
+        (folder / f"random-{self.rank}.json").write_text(json.dumps(random_state(self.device)))
         if self.rank == 0:
             (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restores what `save` wrote, at any world size, and returns its state."""
+        """Restores what `save` wrote, at any world size, and returns its state. A rank that was not there keeps its own seed."""
         model, optimizer = get_state_dict(self.policy, self.optimizer)
         holder = {"model": model, "optimizer": optimizer}
         dcp.load(holder, checkpoint_id=str(folder / "learner"))
         set_state_dict(self.policy, self.optimizer, model_state_dict=holder["model"], optim_state_dict=holder["optimizer"])
+        numbers = folder / f"random-{self.rank}.json"
+        if numbers.is_file():
+            set_random_state(json.loads(numbers.read_text()), self.device)
         return json.loads((folder / "state.json").read_text())
 
 
@@ -309,6 +313,34 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where the random numbers of Python, numpy and torch stand, as JSON."""
+    version, numbers, gauss = random.getstate()
+    name, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, np.asarray(key).tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Undoes `random_state`."""
+
+    def bits(text: str) -> Tensor:
+        return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(bits(state["torch"]))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(bits(state["cuda"]), device)
 
 
 def single_process(device: str = "cpu") -> None:

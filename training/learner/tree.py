@@ -109,7 +109,8 @@ def _segments(runs: list[list[int]]) -> tuple[Segment, ...]:
 def pack(sequences: Sequence[Sequence[int]], budget: int, share: bool = True) -> list[list[int]]:
     """Splits samples into micro-batches of at most `budget` unique tokens (a longer sample stands alone).
 
-    Returns lists of sample numbers. Neighbours in sorted order share most, so micro-batches are runs of that order.
+    Returns lists of sample numbers, each in ascending order. Neighbours in sorted order share most, so micro-batches are runs of
+    that order.
     """
     if budget < 1:
         raise ValueError(f"micro_batch_tokens must be positive, got {budget}")
@@ -127,4 +128,4 @@ def pack(sequences: Sequence[Sequence[int]], budget: int, share: bool = True) ->
             used, cost = 0, len(arrays[i])
         batches[-1].append(i)
         used += cost
-    return batches
+    return [sorted(batch) for batch in batches]

@@ -69,7 +69,8 @@ def samples_of(
         return [], {"excluded": float(len(trajectories)), "flat_groups": 0.0}
     rewards = np.array([t.reward.total for t in scored])
     groups = np.array([t.group for t in scored])
-    values = np.array(advantages(list(rewards), list(groups), algorithm.advantage, algorithm.normalize_by_std))
+    written = [t.sampled_tokens for t in scored]
+    values = np.array(advantages(list(rewards), list(groups), algorithm.advantage, algorithm.normalize_by_std, written))
     values = np.where(values < 0, values * settings.negative_weight, values)
     kept = _spread(rewards, groups, settings.train_per_group)
     if settings.drop_flat_groups:  # nothing is learnt from a zero advantage
