@@ -9,6 +9,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from envs.errors import TaudojoError
+
 MANIFEST = "manifest.json"
 
 
@@ -41,6 +43,12 @@ def damage(folder: Path) -> str | None:
         if _sha256(path) != written["sha256"]:
             return f"{name} is not what was written (sha256)"
     return None
+
+
+def ensure_whole(folder: Path) -> None:
+    """Raises TaudojoError where a checkpoint is damaged; one that was never sealed, by an older version, passes."""
+    if (folder / MANIFEST).is_file() and (wrong := damage(folder)):
+        raise TaudojoError(f"the checkpoint {folder} is damaged: {wrong}; take another, or train it again")
 
 
 def _files(folder: Path) -> list[Path]:

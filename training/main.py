@@ -29,6 +29,7 @@ except ImportError:
 from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
+from training.checkpoints import ensure_whole
 from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
@@ -284,8 +285,10 @@ class Session:
         config, learner = self.config, self.learner
         resumed = self.folder.state.step > 0
         if config.algorithm.kl_coef > 0:  # the reference is the policy that this stage started from
-            if resumed and (self.folder.path / SFT_CHECKPOINT).is_dir():
-                learner.load(self.folder.path / SFT_CHECKPOINT)
+            start = self.folder.path / SFT_CHECKPOINT
+            if resumed and start.is_dir():
+                ensure_whole(start)
+                learner.load(start)
             learner.keep_reference()
             if resumed:
                 learner.load(self.folder.newest_checkpoint())

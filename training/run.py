@@ -3,8 +3,8 @@
     outputs/<run>/  config.yaml  metrics.jsonl  state.json  trajectories/  checkpoint-*/  sft_model/  final_model/
                     merged_model/  summary.json  report.html  curves.png
 
-Every file is written under a temporary name and renamed. Resuming trusts `state.json`, and a checkpoint whose files are those of its
-manifest (`checkpoints.py`).
+Every file is written under a temporary name and renamed. Resuming trusts `state.json`, and a checkpoint whose files are those of
+its manifest (`checkpoints.py`).
 """
 
 from __future__ import annotations

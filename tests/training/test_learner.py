@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from training.config import AlgorithmSection
 from training.learner.base import LearnerConfig, LossInputs, LossOutputs, Sample
 from training.learner.fsdp import FSDPLearner, single_process
 from training.loss import PolicyLossConfig, policy_loss, sft_loss
@@ -163,6 +164,27 @@ def test_tree_micro_batches_and_plain_packing_give_the_same_update(make: Make, l
             assert metrics[name] == pytest.approx(first[name], abs=1e-4, rel=1e-4), name
         for name in weights:
             torch.testing.assert_close(other[name], weights[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", get_args(AlgorithmSection.model_fields["loss"].annotation))
+def test_tree_and_plain_give_equal_gradients_under_every_loss(make: Make, name: str):
+    samples, rng = random_samples(advantages=True), np.random.default_rng(1)
+    tree, plain = make(), make(prefix_tree=False)
+    own = tree.logprobs(samples)
+    samples = [  # of a policy that was another one when it sampled
+        replace(s, old_logprobs=(old := rng.normal(o, 0.3)).tolist(), sampler_logprobs=rng.normal(old, 0.1).tolist())
+        for s, o in zip(samples, own, strict=True)
+    ]
+    moved = []
+    for learner in (tree, plain):
+        torch.manual_seed(0)  # clip_cov draws among its candidates
+        before = state(descend(learner))
+        learner.update(samples, policy_loss(PolicyLossConfig(name=name)), 1.0)
+        after = state(learner)
+        moved.append({key: before[key] - after[key] for key in before})
+    assert max(float(g.abs().max()) for g in moved[0].values()) > 1e-3
+    for key in moved[0]:
+        torch.testing.assert_close(moved[1][key], moved[0][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_a_sample_without_loss_tokens_changes_nothing(make: Make):

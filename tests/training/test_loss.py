@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from envs.errors import TaudojoError
+from training.config import AlgorithmSection
 from training.learner.base import LossFn, LossInputs
 from training.loss import PolicyLossConfig, advantages, policy_loss, sft_loss
 
@@ -176,6 +178,178 @@ def test_sft_micro_batch_losses_add_up_to_the_batch_s():
     assert sum(sft_loss(part(inputs, row)).loss.item() for row in (0, 1)) == close(sft_loss(inputs).loss.item())
 
 
+# -- the other policy losses
+
+#: Probabilities of the sampled tokens now and before; ratios 3/2, 1/2, 1 and 1/2, 3/2, 4.
+NOW = [[0.6, 0.2, 0.5], [0.3, 0.75, 0.4]]
+BEFORE = [[0.4, 0.4, 0.5], [0.6, 0.5, 0.1]]
+
+
+def off_policy(first: float, second: float, now: list[list[float]] = NOW, before: list[list[float]] = BEFORE) -> LossInputs:
+    """The two samples with an advantage each, sampled by the policy as it was before."""
+    return batch(
+        logprobs_BT=logs(now).requires_grad_(),
+        advantages_BT=torch.tensor([[first] * 3, [second] * 3]),
+        old_logprobs_BT=logs(before),
+        sampler_logprobs_BT=logs(before),
+    )
+
+
+def ln(x: float) -> float:
+    return math.log(x)
+
+
+def check(config: PolicyLossConfig, inputs: LossInputs, losses: list[list[float]], gradients: list[list[float]]) -> None:
+    """Token losses and their gradients, both divided by the six tokens."""
+    value, gradient, _ = value_and_gradient(policy_loss(config), inputs)
+    assert value == close(sum(map(sum, losses)) / 6)
+    assert gradient == rows([[g / 6 for g in row] for row in gradients])
+
+
+def test_dppo_tv_leaves_out_tokens_whose_probability_moved_too_far():
+    # moved by 0.2 −0.2 0 and −0.3 0.25 0.3: up to 0.05 where it is rewarded, down to −0.2 where it is punished
+    check(
+        PolicyLossConfig(name="dppo_tv", clip_low=0.2, clip_high=0.05, clip_c=3.0),
+        off_policy(1.0, -2.0),
+        [[0.0, -0.5 * ln(0.2), -1.0 * ln(0.5)], [0.0, 2 * 1.5 * ln(0.75), 2 * 3.0 * ln(0.4)]],
+        [[0.0, -0.5, -1.0], [0.0, 2 * 1.5, 2 * 3.0]],
+    )
+
+
+def test_dppo_kl_leaves_out_tokens_whose_divergence_is_too_large():
+    # 0.4 → 0.6 has 0.2·ln 1.5 = 0.08 > 0.05; 0.6 → 0.3 has 0.6·ln 2 + 0.4·ln(4/7) = 0.19 < 0.2; the others move back or not at all
+    check(
+        PolicyLossConfig(name="dppo_kl", clip_low=0.2, clip_high=0.05, clip_c=3.0),
+        off_policy(1.0, -2.0),
+        [[0.0, -0.5 * ln(0.2), -1.0 * ln(0.5)], [2 * 0.5 * ln(0.3), 2 * 1.5 * ln(0.75), 2 * 3.0 * ln(0.4)]],
+        [[0.0, -0.5, -1.0], [2 * 0.5, 2 * 1.5, 2 * 3.0]],
+    )
+
+
+def test_gspo_clips_the_geometric_mean_of_a_sequence_s_ratios():
+    first = (1.5 * 0.5 * 1.0) ** (1 / 3)  # the second is 3^⅓ = 1.44 > 1.28
+    check(
+        PolicyLossConfig(name="gspo", clip_low=0.2, clip_high=0.28),
+        off_policy(1.0, 1.0),
+        [[-first] * 3, [-1.28] * 3],
+        [[-first] * 3, [0.0] * 3],
+    )
+
+
+def test_sapo_weighs_ratios_by_a_soft_gate():
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    def slope(x: float) -> float:
+        return 4 * sigmoid(x) * (1 - sigmoid(x))
+
+    first, second = [1.5, 0.5, 1.0], [0.5, 1.5, 4.0]  # temperatures 1 and 1.05; sequences are equally long
+    check(
+        PolicyLossConfig(name="sapo"),
+        off_policy(1.0, -2.0),
+        [[-4 * sigmoid(r - 1) for r in first], [2 * 4 / 1.05 * sigmoid(1.05 * (r - 1)) for r in second]],
+        [[-slope(r - 1) * r for r in first], [2 * slope(1.05 * (r - 1)) * r for r in second]],
+    )
+
+
+def test_gpg_is_the_plain_policy_gradient():
+    check(
+        PolicyLossConfig(name="gpg"),
+        off_policy(1.0, -2.0),
+        [[-ln(p) for p in NOW[0]], [2 * ln(p) for p in NOW[1]]],
+        [[-1.0] * 3, [2.0] * 3],
+    )
+
+
+def covariant(ratios: list[list[float]]) -> LossInputs:
+    """Covariances of advantage and log-prob: 0.5625 −0.9375 1.3125 and −1.6875 2.4375 0.1875 (the means are −0.5 and −1.375)."""
+    old = LOGPROBS - logs(ratios)
+    return batch(advantages_BT=torch.tensor([[1.0] * 3, [-2.0] * 3]), old_logprobs_BT=old, sampler_logprobs_BT=old)
+
+
+def test_clip_cov_takes_a_token_of_high_covariance_out_of_the_gradient():
+    # of the two between 1 and 5, the third token is clipped by its ratio already
+    check(
+        PolicyLossConfig(name="clip_cov", clip_low=0.2, clip_high=0.28),
+        covariant([[1.0, 1.0, 1.5], [1.0, 1.0, 1.0]]),
+        [[-1.0, -1.0, -1.28], [2.0, 0.0, 2.0]],
+        [[-1.0, -1.0, 0.0], [2.0, 0.0, 2.0]],
+    )
+
+
+def test_kl_cov_holds_the_token_of_highest_covariance_back():
+    check(
+        PolicyLossConfig(name="kl_cov"),
+        covariant([[1.0, 1.0, 1.0], [1.0, 1.5, 1.0]]),
+        [[-1.0] * 3, [2.0, 2 * 1.5 + 0.1 * ln(1.5), 2.0]],
+        [[-1.0] * 3, [2.0, 2 * 1.5 + 0.1, 2.0]],
+    )
+
+
+def test_geo_mean_clips_log_ratios_and_takes_their_mean():
+    first = math.exp((0.28 + ln(0.5) + 0.0) / 3)
+    second = math.exp((-0.2 + ln(1.5) + ln(4.0)) / 3)
+    check(
+        PolicyLossConfig(name="geo_mean", clip_low=0.2, clip_high=0.28),
+        off_policy(1.0, -2.0),
+        [[-first] * 3, [2 * second] * 3],
+        [[0.0, -first, -first], [0.0, 2 * second, 2 * second]],
+    )
+
+
+def test_dro_pays_for_the_square_of_the_log_ratio():
+    logs_of_ratios = [[ln(1.5), ln(0.5), 0.0], [ln(0.5), ln(1.5), ln(4.0)]]
+    check(
+        PolicyLossConfig(name="dro", dro_beta=0.3),
+        off_policy(1.0, -2.0),
+        [
+            [-ln(p) + 0.15 * r**2 for p, r in zip(NOW[0], logs_of_ratios[0], strict=True)],
+            [2 * ln(p) + 0.15 * r**2 for p, r in zip(NOW[1], logs_of_ratios[1], strict=True)],
+        ],
+        [[-1 + 0.3 * r for r in logs_of_ratios[0]], [2 + 0.3 * r for r in logs_of_ratios[1]]],
+    )
+
+
+def test_cispo_clips_weights_and_keeps_every_token_s_gradient():
+    check(
+        PolicyLossConfig(name="cispo", clip_low=0.2, clip_high=0.28),
+        off_policy(1.0, -2.0),
+        [[-1.28 * ln(0.6), -0.8 * ln(0.2), -1.0 * ln(0.5)], [2 * 0.8 * ln(0.3), 2 * 1.28 * ln(0.75), 2 * 1.28 * ln(0.4)]],
+        [[-1.28, -0.8, -1.0], [2 * 0.8, 2 * 1.28, 2 * 1.28]],
+    )
+
+
+LOSSES = get_args(AlgorithmSection.model_fields["loss"].annotation)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if not name.endswith("_cov")])  # those choose within a micro-batch
+def test_micro_batch_losses_of_every_name_add_up(name: str):
+    inputs = off_policy(1.0, -2.0)
+    loss = policy_loss(PolicyLossConfig(name=name))
+    assert sum(loss(part(inputs, row)).loss.item() for row in (0, 1)) == close(loss(inputs).loss.item())
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kl"),
+    [
+        ("kl", lambda d: -d),
+        ("k1", lambda d: -d),
+        ("abs", abs),
+        ("mse", lambda d: d * d / 2),
+        ("k2", lambda d: d * d / 2),
+        ("low_var_kl", lambda d: math.exp(d) - d - 1),
+        ("k3", lambda d: math.exp(d) - d - 1),
+        ("k1+", lambda d: -d),
+        ("k3+", lambda d: math.exp(d) - d - 1),
+    ],
+)
+def test_the_kl_to_the_reference_has_the_estimator_s_value(estimator: str, kl: Callable[[float], float]):
+    gaps = [[0.5, 0.0, -1.0], [0.25, 2.0, -0.5]]
+    inputs = on_policy(batch(advantages_BT=torch.zeros(2, 3), reference_logprobs_BT=LOGPROBS + torch.tensor(gaps)))
+    value = policy_loss(PolicyLossConfig(kl_coef=0.6, kl_estimator=estimator))(inputs).loss.item()
+    assert value == close(0.1 * sum(kl(d) for row in gaps for d in row))
+
+
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(TaudojoError, match=r"algorithm\.loss=vanila is not one of .*; did you mean vanilla\?"):
         policy_loss(PolicyLossConfig(name="vanila"))
@@ -206,3 +380,22 @@ def test_the_order_of_trajectories_does_not_matter_to_their_advantages():
 def test_an_unknown_estimator_names_the_nearest():
     with pytest.raises(TaudojoError, match=r"algorithm\.advantage=gpro is not one of .*; did you mean grpo\?"):
         advantages([1.0], [0], estimator="gpro")
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "rloo_vectorized"])
+def test_rloo_compares_each_trajectory_with_the_others_of_its_group(estimator: str):
+    values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], estimator)
+    assert values == close([1 - 2 / 2, 0 - 3 / 2, 2 - 1 / 2, 3 - 1.0, 1 - 3.0])
+
+
+def test_grpo_vectorized_is_grpo():
+    values = advantages([3.0, 1.0, 2.0, 1.0, 0.0], [0, 0, 0, 1, 1], "grpo_vectorized")
+    half = 0.5 / (math.sqrt(0.5) + 1e-6)
+    assert values == pytest.approx([1.0, -1.0, 0.0, half, -half], abs=1e-5)
+    assert advantages([3.0, 1.0], [0, 0], "grpo_vectorized", normalize_by_std=False) == close([1.0, -1.0])
+
+
+def test_opo_s_baseline_weighs_rewards_by_length():
+    values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], "opo", tokens_B=[10, 30, 60, 5, 15])
+    #   (10·1 + 30·0 + 60·2) / 100 = 1.3 and (5·3 + 15·1) / 20 = 1.5
+    assert values == close([-0.3, -1.3, 0.7, 1.5, -0.5])

@@ -262,7 +262,8 @@ class FSDPLearner:
         return bool(self.policy.model.config.tie_word_embeddings)
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Model and optimizer shards (torch DCP) and each rank's random state into `folder`, which exists; rank 0 adds `state.json`.
+        """Model and optimizer shards (torch DCP) and each rank's random state into `folder`, which exists; rank 0 adds
+        `state.json`.
 
         Raises:
             OSError: a rank could not write, on a full disk for one.

@@ -21,7 +21,7 @@ from envs.errors import TaudojoError
 from rewards.metrics import EpisodeMetrics, block, paired_difference
 from rollouts.store import read_file
 from rollouts.trajectory import Trajectory
-from training.checkpoints import MANIFEST, damage
+from training.checkpoints import ensure_whole
 from training.config import RunConfig
 from training.main import Session
 from training.progress import console
@@ -49,8 +49,7 @@ class StudySession(Session):
         source = Path(self.config.study.run) / SFT_CHECKPOINT
         if not (source / "state.json").is_file():
             raise TaudojoError(f"study.run={self.config.study.run}: there is no {SFT_CHECKPOINT} in it")
-        if (source / MANIFEST).is_file() and (wrong := damage(source)):
-            raise TaudojoError(f"study.run={self.config.study.run}: its {SFT_CHECKPOINT} is damaged: {wrong}")
+        ensure_whole(source)
         shutil.copytree(source, self.folder.path / SFT_CHECKPOINT, dirs_exist_ok=True)
         self.folder.state.checkpoint = SFT_CHECKPOINT
         self.learner.load(self.folder.path / SFT_CHECKPOINT)
