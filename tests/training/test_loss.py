@@ -217,7 +217,7 @@ def test_dppo_tv_leaves_out_tokens_whose_probability_moved_too_far():
 
 
 def test_dppo_kl_leaves_out_tokens_whose_divergence_is_too_large():
-    # 0.4 → 0.6 has 0.2·ln 1.5 = 0.08 > 0.05; 0.6 → 0.3 has 0.6·ln 2 + 0.4·ln(4/7) = 0.19 < 0.2; the others move back or not at all
+    # 0.4 → 0.6 has 0.2·ln 1.5 = 0.08 > 0.05; 0.6 → 0.3 has 0.6·ln 2 + 0.4·ln(4/7) = 0.19 < 0.2; the others move back or not
     check(
         PolicyLossConfig(name="dppo_kl", clip_low=0.2, clip_high=0.05, clip_c=3.0),
         off_policy(1.0, -2.0),
