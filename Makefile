@@ -46,8 +46,9 @@ format: setup  ## let ruff write the format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup  ## environments against inspect-evals, GRPO steps against TRL
+bench: setup  ## environments against inspect-evals, learner and GRPO steps against TRL
 	$(PY) -m benchmarks.envs
+	$(PY) -m benchmarks.learner
 	$(PY) -m benchmarks.grpo $(ARGS)
 
 clean:  ## remove .venv and what tools leave behind; outputs/ stays
