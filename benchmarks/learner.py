@@ -137,7 +137,11 @@ def result(
 def growth(asked: argparse.Namespace, model: Path, file: Path, run: Run) -> list[str]:
     """A Markdown table: the cost of an update follows its unique tokens."""
     lines = ["| episodes | tokens | unique tokens | tree s | s per 1,000 unique | plain s |", "|---|---|---|---|---|---|"]
+    available = len(read_batch(file, GROWTH_TOKENS))
     for count in GROWTH:
+        if count > available:
+            say(f"growth: {file} has {available} episodes, so no row of {count}")
+            continue
         rows = read_batch(file, GROWTH_TOKENS, count)
         job = {
             "model": str(model),
