@@ -165,16 +165,20 @@ def sample(model: Path, overrides: Sequence[str], file: Path, run: Run) -> Path:
     return file
 
 
+def limited(end: float) -> Run:
+    """`run_module` until `end` of the monotonic clock, with the memory settings of a learner process."""
+
+    def run(module: str, job: dict[str, Any]) -> dict[str, Any]:
+        advice = "use fewer --repetitions or --no-trl, or a machine with nothing else to do."
+        return run_module(module, job, end - time.monotonic(), advice, HEAP_ENVIRONMENT)
+
+    return run
+
+
 def main(arguments: Sequence[str] | None = None, run: Run | None = None) -> int:
     """The command; `run` is `run_module` unless a test gives another."""
     asked = parse_arguments(arguments)
-    end = time.monotonic() + LIMIT_S
-    if run is None:
-
-        def run(module: str, job: dict[str, Any]) -> dict[str, Any]:
-            advice = "use fewer --repetitions or --no-trl, or a machine with nothing else to do."
-            return run_module(module, job, end - time.monotonic(), advice, HEAP_ENVIRONMENT)
-
+    run = run or limited(time.monotonic() + LIMIT_S)
     try:
         if not asked.no_trl and find_spec("trl") is None:
             raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does), or give --no-trl.")
