@@ -184,9 +184,7 @@ class Table(Mapping[str, R]):
         """The rows whose `field` equals `value`, in the table's order. `index` names the field among this table's fields."""
         edited, rows = self._edited, self._rows
         keys = self.base.index(index, field).get(value, ()) if isinstance(value, str) else ()
-        if not isinstance(value, str) or any(
-            r is not None and key not in keys and field(r) == value for key, r in edited.items()
-        ):
+        if not isinstance(value, str) or any(r is not None and key not in keys and field(r) == value for key, r in edited.items()):
             return [row for row in self.rows() if field(row) == value]
         if not edited:
             return [rows[key] for key in keys]
