@@ -183,8 +183,8 @@ def run(workload: Workload) -> Figures:
             player.score,
             folder=folder,
             model=model,
-            processing_class=player.world.chat.tokenizer,
-            callbacks=[Meter()],
+            tokenizer=player.world.chat.tokenizer,
+            meter=Meter(),
         )
         trainer.remove_callback(PrinterCallback)
         warm_up(trainer)
@@ -209,14 +209,18 @@ def step_figures(player: Player, step_s: float) -> StepFigures:
     )
 
 
-def grpo_trainer(config: RunConfig, prompts: Sequence[str], play: Any, score: Any, **trainer: Any) -> GRPOTrainer:
+def grpo_trainer(
+    config: RunConfig, prompts: Sequence[str], play: Any, score: Any, *, model: Any, tokenizer: Any, meter: Any, folder: str
+) -> GRPOTrainer:
     """TRL's trainer as the docstring above says, for steps of `tasks_per_step` × `samples_per_task` episodes."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    folder, model = trainer.pop("folder"), trainer["model"]
     episodes = config.grpo.tasks_per_step * config.grpo.samples_per_task
     return GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        callbacks=[meter],
         reward_funcs=score,
         rollout_func=play,
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
@@ -241,7 +245,6 @@ def grpo_trainer(config: RunConfig, prompts: Sequence[str], play: Any, score: An
             disable_tqdm=True,
             seed=config.seed,
         ),
-        **trainer,
     )
 
 

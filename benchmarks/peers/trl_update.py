@@ -64,8 +64,8 @@ def run(job: dict[str, Any]) -> Mapping[str, Any]:
             score,
             folder=folder,
             model=model,
-            processing_class=AutoTokenizer.from_pretrained(job["model"]),
-            callbacks=[Meter()],
+            tokenizer=AutoTokenizer.from_pretrained(job["model"]),
+            meter=Meter(),
         )
         trainer.remove_callback(PrinterCallback)
         warm_up(trainer)
