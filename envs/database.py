@@ -183,8 +183,8 @@ class Table(Mapping[str, R]):
     def where(self, index: str, field: Callable[[R], str], value: Any) -> list[R]:
         """The rows whose `field` equals `value`, in the table's order. `index` names the field among this table's fields."""
         edited, rows = self._edited, self._rows
-        keys = self.base.index(index, field).get(value, ()) if isinstance(value, str) else ()
-        if not isinstance(value, str) or any(r is not None and key not in keys and field(r) == value for key, r in edited.items()):
+        keys = self.base.index(index, field).get(value, ()) if isinstance(value, str) else None
+        if keys is None or any(row is not None and field(row) == value and key not in keys for key, row in edited.items()):
             return [row for row in self.rows() if field(row) == value]
         if not edited:
             return [rows[key] for key in keys]
@@ -343,14 +343,11 @@ def merged(old: Any, new: Any) -> Any:
     return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
 
 
-def printed_json(value: Any) -> str:
-    """JSON as τ²-bench prints it."""
-    return json.dumps(value, default=str)
+#: JSON as τ²-bench prints it.
+printed_json = json.JSONEncoder(default=str).encode
 
-
-def canonical_json(value: Any) -> str:
-    """JSON as τ²-bench hashes it."""
-    return json.dumps(value, sort_keys=True, default=str)
+#: JSON as τ²-bench hashes it.
+canonical_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
 
 def _object(members: Iterable[tuple[str, str]]) -> str:
