@@ -32,7 +32,7 @@ from training.learner.policy import Policy, loss_positions
 from training.learner.tree import build_tree, pack
 
 #: A trim takes 0.1 s and what comes next faults the pages in again.
-BATCHES_PER_TRIM = 8
+BATCHES_PER_TRIM = 4
 
 
 class FSDPLearner:
@@ -282,6 +282,8 @@ class FSDPLearner:
         holder = {"model": model, "optimizer": optimizer}
         dcp.load(holder, checkpoint_id=str(folder / "learner"))
         set_state_dict(self.policy, self.optimizer, model_state_dict=holder["model"], optim_state_dict=holder["optimizer"])
+        del model, optimizer, holder
+        return_free_memory()
         return json.loads((folder / "state.json").read_text())
 
 
