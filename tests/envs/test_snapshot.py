@@ -2,7 +2,7 @@
 
 import pytest
 
-from envs.database import Base, Database, Record, Table
+from envs.database import Base, Database, Record, Table, alike, canonical_json, copied
 from envs.env import Env
 from envs.toolkit import ToolKit, ToolType, helper, tool
 from envs.types import Action, AgentTurn, StopReason, ToolResult
@@ -288,6 +288,26 @@ def test_an_index_finds_changed_and_new_rows_in_the_tables_order():
     table.remove("c")
     table.remove("d")
     assert [row.n for row in table.where("colour", colour, "red")] == [1, 0]
+
+
+def test_what_is_alike_hashes_alike_and_nearly_equal_values_are_told_apart():
+    plain = [0, 0.0, -0.0, False, 1, 1.0, True, "1", "", None, float("nan"), float("-nan"), float("inf"), 10**400, "a\ud800"]
+    values: list = [*plain, *([value] for value in plain), *({"n": value} for value in plain), [[]], [{}], {"n": 1, "m": 2}]
+    values += [Box.model_construct(n=value) for value in values] + [{"m": 2, "n": 1}, (1,), {1}, object(), Price("1"), Box]
+    for number, one in enumerate(values):
+        same = [other for other in values if alike(one, other)]
+        assert any(one is other for other in same)
+        assert {as_hashed(other) for other in same} == {as_hashed(one)}
+        assert all(alike(copied(value), value) for value in values[:number] if isinstance(value, list | dict | Box))
+    assert not alike({"n": 1}, {"n": 1.0}) and not alike([True], [1]) and not alike([0.0], [-0.0])
+
+
+class Price(str):
+    """A text that prints as it likes."""
+
+
+def as_hashed(value: object) -> str:
+    return value.canonical() if isinstance(value, Box) else canonical_json(value)
 
 
 def test_helpers_are_for_tasks_and_nothing_else_can_be_reached(shop):
