@@ -18,7 +18,7 @@ _HINT = 'Write {"name": ..., "parameters": {...}}'
 
 
 class Llama3JsonParser(Parser):
-    """Every JSON object of the message must be a call. Braces are text where nothing begins with one or names a call."""
+    """Every JSON object of the message must be a call. What neither begins with a brace nor names one is text."""
 
     name = "llama3_json"
 
