@@ -366,12 +366,15 @@ def start_ray(config: RunConfig) -> None:
 
     import ray
 
+    from rollouts.parsers.base import debugging
+
     cluster = config.cluster
     if ray.is_initialized():
         return
     # Ray gives its workers a low priority; here they are the work, and any other process would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # The parsers speak in the workers, and DEBUG_PARSER asks to hear them.
+    settings: dict[str, Any] = {"log_to_driver": debugging(), "logging_level": logging.ERROR}
     if cluster.address:
         settings["address"] = cluster.address
     else:

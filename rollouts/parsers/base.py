@@ -144,13 +144,18 @@ def refused(parser: str, reason: str, text: str, hint: str = "") -> AgentTurn:
     return AgentTurn(content=_writable(text) or None, parse_failure=f"{sentence} {hint}" if hint else sentence)
 
 
+def debugging() -> bool:
+    """Whether `DEBUG_PARSER` is set."""
+    return os.environ.get("DEBUG_PARSER", "0") not in ("", "0")
+
+
 def debug(parser: str, verdict: str, text: str) -> None:
     """One line on stderr when `DEBUG_PARSER` is set: who, the verdict, and the message, shortened and escaped.
 
     The message is a model's: a line break or a terminal's control sequence in it, or in a name that the verdict quotes, is
     written as its escape.
     """
-    if os.environ.get("DEBUG_PARSER", "0") not in ("", "0"):
+    if debugging():
         shown = f"{text[:_SHOWN]!r}" + (f" … {len(text)} characters" if len(text) > _SHOWN else "")
         print(f"[parser {parser}] {repr(verdict[:_SHOWN])[1:-1]} | {shown}", file=sys.stderr)
 

@@ -82,7 +82,7 @@ def test_times_are_summed_by_type(made_up: Path):
     assert llm.share == pytest.approx(0.65)  # 0 to 50, 70 to 75, 90 to 100
     assert llm.in_flight == pytest.approx(0.75)
     assert list(summaries)[-1] == "step_complete"
-    assert list(summaries)[0] == "llm_call"
+    assert next(iter(summaries)) == "llm_call"
 
 
 def test_kinds_are_told_apart(made_up: Path):
