@@ -42,8 +42,16 @@ class Event:
         end = start + round(float(raw["duration_ms"]) * 1000)
         if end < start:
             raise ValueError("a negative duration")
-        names = (str(raw[key]) for key in ("type", "task", "model", "kind"))
-        return cls(*names, start, end, int(raw["process"]), int(raw["episode"]))
+        return cls(
+            type=str(raw["type"]),
+            task=str(raw["task"]),
+            model=str(raw["model"]),
+            kind=str(raw["kind"]),
+            start_us=start,
+            end_us=end,
+            process=int(raw["process"]),
+            episode=int(raw["episode"]),
+        )
 
     @property
     def ms(self) -> float:
