@@ -144,10 +144,14 @@ class Domain:
             known = self._initial[id(state), solo] = (state, self._initialised(task, state, solo))
         return known[1].fork()
 
-    def _unchanged(self, solo: bool) -> ToolKit:
-        parts = self._parts
-        if solo and parts.solo_policy is None:
+    def require_mode(self, *, solo: bool) -> None:
+        """Raise TaudojoError if an agent is to work alone and the domain has no such mode."""
+        if solo and self.solo_policy is None:
             raise TaudojoError(f"The domain {self.name} has no solo mode; give the environment a user.")
+
+    def _unchanged(self, solo: bool) -> ToolKit:
+        self.require_mode(solo=solo)
+        parts = self._parts
         user = None
         if parts.user_toolkit is not None and parts.user_database is not None:
             user = parts.user_toolkit(parts.user_database.fresh())

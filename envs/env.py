@@ -80,7 +80,8 @@ class Env:
         self.max_steps = max_steps
         self.max_errors = max_errors
         self.max_repeats = max_repeats
-        self._toolkit = domain.new_toolkit(solo=self.solo)
+        self._toolkit: ToolKit | None = None  # before `reset` it is made for those who ask
+        domain.require_mode(solo=self.solo)
         self._state = _State()
 
     def reset(self, seed: int | None = None) -> tuple[Message, ...]:
@@ -184,18 +185,18 @@ class Env:
 
     def snapshot(self) -> EnvSnapshot:
         """This moment: databases, messages, counters, and a copy of the user."""
-        return EnvSnapshot(self._toolkit.snapshot(), self._state.copied(), copy.deepcopy(self.user))
+        return EnvSnapshot(self.toolkit.snapshot(), self._state.copied(), copy.deepcopy(self.user))
 
     def restore(self, snapshot: EnvSnapshot) -> None:
         """Go back to a snapshot of this environment or of one it was forked from."""
-        self._toolkit.restore(snapshot.toolkit)
+        self.toolkit.restore(snapshot.toolkit)
         self._state = snapshot.state.copied()
         self.user = copy.deepcopy(snapshot.user)
 
     def fork(self) -> Env:
         """Another environment at this moment; neither sees what happens in the other from here."""
         new = copy.copy(self)
-        new._toolkit = self._toolkit.fork()
+        new._toolkit = self.toolkit.fork()
         new._state = self._state.copied()
         new.user = copy.deepcopy(self.user)
         return new
@@ -220,6 +221,9 @@ class Env:
 
     @property
     def toolkit(self) -> ToolKit:
+        """The tools on the episode's databases; before `reset` on unchanged ones."""
+        if self._toolkit is None:
+            self._toolkit = self.domain.new_toolkit(solo=self.solo)
         return self._toolkit
 
     @property
@@ -248,7 +252,7 @@ class Env:
         return None if (turn.content or "").strip() else "The message is empty. Call a tool, or write to the customer."
 
     def _call(self, action: Action) -> Message:
-        result = self._toolkit.use(action)
+        result = self.toolkit.use(action)
         message = Message("tool", result.content, action=action, error=result.error)
         self._answer(message)
         return message

@@ -117,7 +117,6 @@ class ToolKit:
             if writes := self.mutates(action.name):
                 _refuse_deep(action.arguments)
                 self._before_write = self.snapshot() if undoable else None
-                self._unsynced = True
             value = self.run(action)
             self._sync_if_changed()
         except Exception as error:  # the caller reads it and goes on
@@ -141,6 +140,8 @@ class ToolKit:
         toolkit = self._toolkit_for(action)
         if action.name not in toolkit.tools:
             raise ValueError(f"Tool '{action.name}' not found.")
+        if action.name in toolkit.mutating:
+            self._unsynced = True
         return getattr(toolkit, action.name)(**arguments)
 
     def _toolkit_for(self, action: Action) -> ToolKit:
@@ -157,7 +158,7 @@ class ToolKit:
     def sync(self) -> None:
         """Carry over between `self.db` and `self.user.db` what each side's world implies for the other's.
 
-        Done after every call, but for those that read only where it has nothing left to do: to do it twice is to do it once.
+        Done after every call, except after one that only reads when nothing is left to carry over: twice must be as good as once.
         """
 
     def _sync_if_changed(self) -> None:
@@ -206,6 +207,7 @@ class ToolKit:
         Raises:
             Exception: the state does not fit the domain (ValueError mostly, or what a called method raises).
         """
+        self._unsynced = True
         data = initial_state.get("initialization_data") or {}
         if data.get("agent_data") is not None:
             self.db.update(data["agent_data"])
@@ -221,7 +223,7 @@ class ToolKit:
         for message in read_history(initial_state.get("message_history")):
             if message.role == "tool" and message.action is not None:
                 self.replay(message.action, message.content or "")
-        self.sync()
+        self._sync_if_changed()
         self._before_write = None
 
     def check(self, assertion: Mapping[str, Any]) -> bool:
@@ -253,6 +255,7 @@ class ToolKit:
         if self.user is not None and snapshot.user_db is not None:
             self.user.db = self.db if snapshot.user_db is snapshot.db else snapshot.user_db.fork()
         self._before_write = None
+        self._unsynced = True
 
     def fork(self) -> Self:
         """Another toolkit in the same state; neither sees what the other does from here."""

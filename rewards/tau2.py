@@ -133,7 +133,10 @@ def do_nothing_matches(task: Task, domain: Domain) -> bool:
     return domain.new_toolkit(task).same_state(gold_state(task, domain))
 
 
-# The gold end state is the same for every agent. It is kept for as long as its domain lives.
+#: Gold end states that are kept of a domain; more than any task file has.
+_KEPT_STATES = 4096
+
+# The gold end state is the same for every agent. It is kept for as long as its domain lives, or until newer ones take its place.
 _gold_states: WeakKeyDictionary[Domain, dict[str, tuple[Task, ToolKit]]] = WeakKeyDictionary()
 
 
@@ -143,6 +146,9 @@ def gold_state(task: Task, domain: Domain) -> ToolKit:
     found = known.get(task.id)
     # Two samplers may give different tasks the same id.
     if found is None or not _same_gold(found[0], task):
+        known.pop(task.id, None)
+        if len(known) >= _KEPT_STATES:
+            del known[next(iter(known))]
         found = known[task.id] = (task, _play_gold(task, domain))
     return found[1]
 

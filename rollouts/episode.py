@@ -22,6 +22,7 @@ from rewards.breakdown import RewardFn
 from rewards.metrics import episode_metrics
 from rollouts.chat import ChatFormat
 from rollouts.engines.base import Generation, SamplingParams
+from rollouts.events import OFF, EpisodeEvents, EventLog, calls_kind, turn_kind
 from rollouts.parsers import Parser
 from rollouts.prompts import Style, render_observation, system_prompt
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
@@ -52,6 +53,7 @@ class World:
     reward_fn: RewardFn
     new_user: Callable[[], User | None]
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
+    events: EventLog | None = None
 
     def new_env(self, request: EpisodeRequest) -> Env:
         limits = self.limits
@@ -109,8 +111,9 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
     env = world.new_env(request)
     if request.policy == "gold":
         generate = gold_policy(env, world.chat)
+    events = world.events.episode(request.task.id) if world.events else OFF
     env.open(request.seed)
-    await hear_user(env)
+    await hear_user(env, events)
     system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo)
     context = _Context()
     context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
@@ -133,11 +136,17 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
         asked = time.monotonic()
         generation = await generate(context.ids, params)
         generating += time.monotonic() - asked
+        events.write("expert_call" if request.policy == "gold" else "llm_call", "generate", asked)
         cached += generation.cached_tokens
         turn_number += 1
         context.sampled(generation)
         turn = world.parser.parse(world.chat.decode(generation.token_ids))
-        new = env.begin(turn) + await hear_user(env)
+        begun = time.monotonic()
+        new = env.begin(turn)
+        if turn.actions:
+            events.write("tool_call", calls_kind(turn.actions), begun)
+        new += await hear_user(env, events)
+        events.write("step_complete", turn_kind(turn), asked)
         if env.done:
             break
         if world.chat.splits:
@@ -146,7 +155,9 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
             context.append(world.chat.close(generation.token_ids))
             context.append(world.chat.extend(world.rendered(new)))
     transcript = env.transcript
+    scored = time.monotonic()
     reward = world.reward_fn(request.task, transcript, env)
+    events.write("evaluator", "reward", scored)
     usage = usage_of(env.user)
     return Trajectory(
         transcript=transcript,
@@ -165,17 +176,25 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
     )
 
 
-async def hear_user(env: Env) -> tuple[Message, ...]:
+async def hear_user(env: Env, events: EpisodeEvents = OFF) -> tuple[Message, ...]:
     """The customer's turn, if it is theirs: their words, after whatever they do on their own device.
 
     A customer that fails ends the episode as USER_ERROR.
     """
     heard: tuple[Message, ...] = ()
     while env.awaiting_user:
+        asked = time.monotonic()
         try:
-            reply = env.ask()
-            heard += env.finish(reply if isinstance(reply, UserReply | str) else await reply)
+            words = env.ask()
+            reply = words if isinstance(words, UserReply | str) else await words
+            calls = reply.actions if isinstance(reply, UserReply) else ()
+            events.write("user_sim", "calls" if calls else "text", asked, by_user=True)
+            begun = time.monotonic()
+            heard += env.finish(reply)
+            if calls:
+                events.write("tool_call", calls_kind(calls), begun, by_user=True)
         except UserError as error:
+            events.write("user_sim", "error", asked, by_user=True)
             logging.getLogger(__name__).warning("task %s of %s: %s", env.task.id, env.domain.name, error)
             env.interrupt(StopReason.USER_ERROR)
     return heard

@@ -22,6 +22,7 @@ from rewards.compose import build_reward
 from rollouts.chat import ChatConfig, ChatFormat
 from rollouts.engines.base import Engine, EngineConfig
 from rollouts.episode import EpisodeLimits, World, play
+from rollouts.events import EventLog, EventSettings
 from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
 from rollouts.prompts import Style
@@ -42,6 +43,7 @@ class WorldConfig:
     user_settings: dict[str, Any] = field(default_factory=dict)
     reward: dict[str, Any] = field(default_factory=dict)
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
+    events: EventSettings | None = None
 
 
 def build_world(config: WorldConfig) -> World:
@@ -51,6 +53,7 @@ def build_world(config: WorldConfig) -> World:
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     parser = get_parser(config.parser, tokenizer)
     domain = load_domain(config.domain, config.source)
+    user_model = str(config.user_settings.get("model", config.user))
     return World(
         domain=domain,
         chat=ChatFormat(tokenizer, config.chat, parser),
@@ -59,6 +62,7 @@ def build_world(config: WorldConfig) -> World:
         reward_fn=build_reward(config.reward),
         new_user=user_factory(config.user, config.user_settings, domain, asynchronous=True),
         limits=config.limits,
+        events=EventLog(config.events, Path(config.model_path).name, user_model) if config.events else None,
     )
 
 

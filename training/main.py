@@ -37,6 +37,7 @@ from training.resources import GIB, check_resources
 from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
 
 if TYPE_CHECKING:
+    from rollouts.events import EventSettings
     from rollouts.scheduler import RolloutPool
     from training.learner.group import LearnerGroup
 
@@ -159,6 +160,7 @@ class Session:
 
     def start(self) -> None:
         """Ray, the rollout workers and the learner, side by side, both with the newest weights."""
+        from rollouts.events import event_settings
         from rollouts.worker import build_world
         from training.sync import WeightSync
 
@@ -167,7 +169,7 @@ class Session:
         with_threads = ThreadPoolExecutor(2)
         try:
             pool, learner = with_threads.submit(self.start_pool), with_threads.submit(self.start_learner)
-            self.world = build_world(world_config(self.config, self.model_path, self.source))
+            self.world = build_world(world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)))
             self.pool, self.learner = pool.result(), learner.result()
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
@@ -179,11 +181,12 @@ class Session:
             self.sync.run()
 
     def start_pool(self) -> RolloutPool:
+        from rollouts.events import event_settings
         from rollouts.scheduler import RolloutPool
 
         cluster = self.config.cluster
         pool = RolloutPool.start(
-            world_config(self.config, self.model_path, self.source),
+            world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)),
             self.config.engine(self.model_path),
             workers=cluster.rollout_workers,
             max_concurrent=self.config.rollout.max_concurrent,
@@ -341,8 +344,8 @@ class Session:
         ray.shutdown()
 
 
-def world_config(config: RunConfig, model_path: str, source: Any) -> Any:
-    """The plain data from which workers build their world."""
+def world_config(config: RunConfig, model_path: str, source: Any, events: EventSettings | None = None) -> Any:
+    """The plain data from which workers build their world. `events`: what they write about their time."""
     from rollouts.worker import WorldConfig
 
     return WorldConfig(
@@ -356,6 +359,7 @@ def world_config(config: RunConfig, model_path: str, source: Any) -> Any:
         user_settings=config.user.settings,
         reward=config.reward,
         limits=config.limits(),
+        events=events,
     )
 
 
@@ -365,12 +369,15 @@ def start_ray(config: RunConfig) -> None:
 
     import ray
 
+    from rollouts.parsers.base import debugging
+
     cluster = config.cluster
     if ray.is_initialized():
         return
     # Ray gives its workers a low priority; here they are the work, and any other process would starve them.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # The parsers speak in the workers, and DEBUG_PARSER asks to hear them.
+    settings: dict[str, Any] = {"log_to_driver": debugging(), "logging_level": logging.ERROR}
     if cluster.address:
         settings["address"] = cluster.address
     else:

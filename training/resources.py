@@ -24,6 +24,8 @@ _LEARNER_BYTES = 18
 #: Per token, layer and hidden unit: what the backward pass needs of a decoder layer.
 _ACTIVATION_BYTES = 60
 _DISK_GB = 5
+#: Of the memory that is needed: with less the run would be killed or swap. Not every process is at its peak at once.
+_LEAST = 0.75
 
 
 def check_resources(config: RunConfig, model_path: str) -> None:
@@ -31,7 +33,7 @@ def check_resources(config: RunConfig, model_path: str) -> None:
     if config.cluster.address is None and config.cluster.device == "cpu":
         plan = memory_plan(config, model_path)
         need, free = sum(plan.values()), psutil.virtual_memory().available / GIB
-        if need > free:
+        if free < _LEAST * need:
             detail = ", ".join(f"{name} {size:.1f}" for name, size in plan.items())
             raise TaudojoError(
                 f"too little memory: the run needs about {need:.1f} GiB ({detail}) and {free:.1f} GiB are free; "
@@ -52,7 +54,10 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     shape = shape.get("text_config", shape)
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     parameters = weights / (4 if shape.get("dtype", shape.get("torch_dtype")) == "float32" else 2)
-    units = config.learner.micro_batch_tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
+    # A small batch does not fill a micro-batch.
+    episodes = max(config.sft.batch_size, config.grpo.tasks_per_step * config.grpo.samples_per_task)
+    tokens = min(config.learner.micro_batch_tokens, episodes * config.model.max_model_len)
+    units = tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
     return {
         "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers,
         "object store": config.cluster.object_store_gib,

@@ -96,7 +96,7 @@ OrderStatus = Literal[
 
 
 class Order(Record):
-    written_in_place: ClassVar[tuple[str, ...] | None] = ("items", "payment_history")
+    written_in_place: ClassVar[tuple[str, ...] | None] = ("payment_history",)
 
     order_id: str
     user_id: str

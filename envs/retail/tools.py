@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from envs.calculator import evaluate
+from envs.database import copied
 from envs.retail.models import (
     GiftCard,
     Order,
@@ -245,6 +246,7 @@ class RetailTools(ToolKit):
             )
         )
         self._credit(order.user_id, payment_method_id, -difference)
+        order.items = copied(order.items)
         for item_id, new_item_id in zip(item_ids, new_item_ids, strict=True):
             item = _item(order, item_id)
             item.item_id = new_item_id

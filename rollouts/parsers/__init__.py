@@ -2,6 +2,16 @@
 
 >>> get_parser("hermes").parse('<tool_call>{"name": "calculate", "arguments": {"expression": "1+1"}}</tool_call>').actions[0].name
 'calculate'
+
+Who reads a message, in this order:
+
+1. The parser that `model.tool_parser` names, and no other: hermes, qwen3, llama3_json, openai and harmony are written here,
+   `vllm:<family>` is vLLM's own. A named parser never falls back on another, since a server would not either.
+2. `auto` asks harmony where the text has `<|message|>`, else qwen3 (which reads hermes), openai and llama3_json, and believes the
+   first that finds a call, else the first that refuses, else it is text (`rollouts/parsers/auto.py`).
+
+Whoever reads it, the outcome is one of three: calls (with the words before them), text for the user, or a `parse_failure`: the
+sentence that the model is told. Nothing raises. `DEBUG_PARSER=1` prints each verdict to stderr.
 """
 
 from __future__ import annotations

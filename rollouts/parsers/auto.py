@@ -1,7 +1,11 @@
 """For a model whose format is unknown: every family is tried, in a fixed order.
 
-The order: harmony, hermes with thinking, the OpenAI form, Llama's bare JSON; the first that finds calls wins. When none does, the
-first failure is returned, else the text. Meant for looking at an untrained model; a training run names its parser.
+1. A text with `<|message|>` is harmony's alone.
+2. Of hermes with thinking, the OpenAI form and Llama's bare JSON, the first that finds calls wins.
+3. When none does, the first of them that refuses the message is believed; when none refuses, the text is text.
+
+Meant for looking at an untrained model; a training run names its parser. With `DEBUG_PARSER=1` each parser that was asked writes
+its line, and the last line, `auto`, names the one that was believed.
 """
 
 from __future__ import annotations
@@ -30,12 +34,13 @@ class AutoParser(Parser):
     def parse(self, text: str) -> AgentTurn:
         if "<|message|>" in text:
             return self._harmony.parse(text)
-        turns = [parser.parse(text) for parser in self._order]
-        chosen = next((turn for turn in turns if turn.actions), None) or next(
-            (turn for turn in turns if turn.parse_failure), turns[0]
-        )
-        debug(self.name, "call" if chosen.actions else "failure" if chosen.parse_failure else "text", text)
-        return chosen
+        turns = {parser.name: parser.parse(text) for parser in self._order}
+        names = [name for name, turn in turns.items() if turn.actions] or [
+            name for name, turn in turns.items() if turn.parse_failure
+        ]
+        chosen = names[0] if names else self._order[0].name
+        debug(self.name, f"believes {chosen}", text)
+        return turns[chosen]
 
     def format_calls(self, actions: Sequence[Action]) -> str:
         return self._writer.format_calls(actions)

@@ -10,7 +10,7 @@
 
 A parser is strict: it takes what a server with the same parser would take, so that what is learnt here works when served.
 What looks like a call and is not one becomes a `parse_failure`, a sentence that tells the model what to mend. All else is text.
-`DEBUG_PARSER=1` prints to stderr which parser took or refused a message, and why.
+`DEBUG_PARSER=1` prints to stderr which parser took or refused a message, and why (`debug`).
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ class CallError(ValueError):
 
 #: Control tokens that decoding may leave in the text. `<|python_tag|>` and harmony's tokens mean something to their parsers.
 _CONTROL = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|eot_id|eom_id|begin_of_text|end_of_text|end|return|call|fim_pad|pad)\|>"
+    r"<\|(?:im_start|im_end|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|end_header_id|end|return|call"
+    r"|fim_(?:prefix|middle|suffix|pad)|finetune_right_pad_id|reserved_special_token_\d+|pad)\|>"
     r"|<｜(?:begin▁of▁sentence|end▁of▁sentence)｜>"
 )
 _HEADER = re.compile(r"\A\s*(?:<\|im_start\|>|<\|start_header_id\|>)assistant(?:<\|end_header_id\|>)?\s*")
 _EDGES = ("<s>", "</s>", "<pad>", "<unk>")
-_BARE_CALL = re.compile(r"""(?:```\w*\s*)?[\[{\s]*["'](?:name|tool_calls|function)["']\s*:""")
-_FENCE = re.compile(r"\A```(?:json|python|tool_call)?\s*\n?(.*?)\n?\s*```\Z", re.DOTALL)
+_BARE_CALL = re.compile(r"""(?:```\w*)?[\[{\s]*["'](?:name|tool_calls|function)["']\s*:""")
+_FENCE = re.compile(r"```(?:json|python|tool_call)?")
+_SHOWN = 200  # characters of a message in a line of DEBUG_PARSER
 
 
 def strip_control(text: str) -> str:
@@ -142,10 +144,20 @@ def refused(parser: str, reason: str, text: str, hint: str = "") -> AgentTurn:
     return AgentTurn(content=_writable(text) or None, parse_failure=f"{sentence} {hint}" if hint else sentence)
 
 
+def debugging() -> bool:
+    """Whether `DEBUG_PARSER` is set."""
+    return os.environ.get("DEBUG_PARSER", "0") not in ("", "0")
+
+
 def debug(parser: str, verdict: str, text: str) -> None:
-    """One line on stderr when `DEBUG_PARSER` is set."""
-    if os.environ.get("DEBUG_PARSER"):
-        print(f"[parser {parser}] {verdict} | {text[:200]!r}", file=sys.stderr)
+    """One line on stderr when `DEBUG_PARSER` is set: who, the verdict, and the message, shortened and escaped.
+
+    The message is a model's: a line break or a terminal's control sequence in it, or in a name that the verdict quotes, is
+    written as its escape.
+    """
+    if debugging():
+        shown = f"{text[:_SHOWN]!r}" + (f" … {len(text)} characters" if len(text) > _SHOWN else "")
+        print(f"[parser {parser}] {repr(verdict[:_SHOWN])[1:-1]} | {shown}", file=sys.stderr)
 
 
 def _writable(text: str) -> str:
@@ -154,8 +166,10 @@ def _writable(text: str) -> str:
 
 
 def _unfence(text: str) -> str:
-    fenced = _FENCE.match(text)
-    return fenced.group(1).strip() if fenced else text
+    opening = _FENCE.match(text)
+    if opening is None or not text.endswith("```") or opening.end() > len(text) - 3:
+        return text
+    return text[opening.end() : -3].strip()
 
 
 def _refuse_constant(constant: str) -> Any:
@@ -163,8 +177,11 @@ def _refuse_constant(constant: str) -> Any:
 
 
 def _read_python(text: str) -> Any:
-    """The dict or list that a Python literal writes, in JSON's types; None when it is neither."""
-    if not text.startswith(("{", "[")) or len(text) > 20_000:
+    """The dict or list that a Python literal writes, in JSON's types; None when it is neither.
+
+    JSON's `\\/` is a slash and Python's is two characters: such a text is not guessed at.
+    """
+    if not text.startswith(("{", "[")) or len(text) > 20_000 or r"\/" in text:
         return None
     try:
         with warnings.catch_warnings():

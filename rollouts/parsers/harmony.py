@@ -15,6 +15,7 @@ from envs.types import Action, AgentTurn
 from rollouts.parsers.base import CallError, Parser, call_json, called, read_call, read_json, refused, said, strip_control
 
 _ENDS = re.compile(r"<\|(?:end|call|return)\|>")
+_OPENS = re.compile(r"<\|(?:start|channel|constrain|message)\|>")
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 
@@ -26,13 +27,17 @@ class HarmonyParser(Parser):
 
     def parse(self, text: str) -> AgentTurn:
         if "<|message|>" not in text:
-            return said(self.name, strip_control(re.sub(r"<\|(?:start|channel|constrain)\|>", "", text)))
+            if _OPENS.search(text):
+                return refused(self.name, "the header is not followed by <|message|>", strip_control(text))
+            return said(self.name, strip_control(text))
         actions: list[Action] = []
         spoken: list[str] = []
         for part in _ENDS.split(text):
             header, marker, body = part.partition("<|message|>")
             if not marker:
                 continue
+            if _OPENS.search(body):
+                return refused(self.name, "a message is not ended by <|end|>, <|call|> or <|return|>", strip_control(text))
             channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
             if recipient:
                 try:
@@ -40,7 +45,7 @@ class HarmonyParser(Parser):
                 except CallError as error:
                     return refused(self.name, f"the call of {recipient.group(1)} could not be read: {error}", strip_control(text))
             elif channel is None or channel.group(1) != "analysis":
-                spoken.append(body.strip())
+                spoken.append(strip_control(body))
         content = "\n".join(line for line in spoken if line)
         if actions:
             return called(self.name, actions, content, text)

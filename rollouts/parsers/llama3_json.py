@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from envs.types import Action, AgentTurn
 from rollouts.parsers.base import CallError, Parser, call_json, called, read_call, read_json, refused, said, strip_control
 
 _TAG = "<|python_tag|>"
+_FENCE = re.compile(r"```\w*\Z")
 _HINT = 'Write {"name": ..., "parameters": {...}}'
 
 
 class Llama3JsonParser(Parser):
-    """Every JSON object of the message must be a call. Braces in a text that never names a call are text."""
+    """Every JSON object of the message must be a call. What neither begins with a brace nor names one is text."""
 
     name = "llama3_json"
 
@@ -34,7 +36,7 @@ class Llama3JsonParser(Parser):
             if meant_as_call:
                 return refused(self.name, f"the tool call could not be read: {error}", text, _HINT)
             return said(self.name, text)
-        return called(self.name, actions, text[:start].strip(), text)
+        return called(self.name, actions, _words(text[:start]), text)
 
     def format_calls(self, actions: Sequence[Action]) -> str:
         return "; ".join(call_json(action, key="parameters") for action in actions)
@@ -53,3 +55,8 @@ class Llama3JsonParser(Parser):
             actions.append(read_call(value))
             at = text.find("{", end)
         return actions
+
+
+def _words(before: str) -> str:
+    """What was said before the first object, without the code fence or the bracket that opens around it."""
+    return _FENCE.sub("", before.rstrip().removesuffix("[").rstrip()).strip()

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.types import Action, AgentTurn
-from rollouts.parsers.base import CallError, Parser, called, read_call, read_json, refused, said, strip_control
+from rollouts.parsers.base import CallError, Parser, called, looks_like_call, read_call, read_json, refused, said, strip_control
 
 _HINT = 'Write {"tool_calls": [{"function": {"name": ..., "arguments": {...}}}]}'
 
 
 class OpenAIParser(Parser):
-    """The whole message is the JSON object; anything that is not, and does not speak of `tool_calls`, is text."""
+    """The whole message is the JSON object. What is not is text, unless it speaks of `tool_calls` or begins as a bare call."""
 
     name = "openai"
 
     def parse(self, text: str) -> AgentTurn:
         text = strip_control(text)
-        meant_as_call = '"tool_calls"' in text or "'tool_calls'" in text
+        meant_as_call = '"tool_calls"' in text or "'tool_calls'" in text or looks_like_call(text)
         try:
             value = read_json(text)
         except CallError as error:
@@ -30,6 +30,8 @@ class OpenAIParser(Parser):
                 return refused(self.name, f"the tool call could not be read: {error}", text, _HINT)
             return said(self.name, text)
         if not isinstance(value, dict) or not ({"tool_calls", "content"} & value.keys()):
+            if meant_as_call:
+                return refused(self.name, 'a tool call must stand in the list "tool_calls" of one JSON object', text, _HINT)
             return said(self.name, text)
         return self._read_message(value, text)
 
@@ -42,7 +44,7 @@ class OpenAIParser(Parser):
         spoken = content.strip() if isinstance(content, str) else ""
         calls = message.get("tool_calls") or []
         if not calls:
-            return said(self.name, spoken)
+            return said(self.name, spoken) if spoken else refused(self.name, "the message is empty", text)
         try:
             if not isinstance(calls, list):
                 raise CallError('"tool_calls" must be a list')

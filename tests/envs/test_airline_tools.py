@@ -292,6 +292,25 @@ def test_a_search_sees_the_seats_that_were_taken(shop):
     assert [(f["flight_number"], f["available_seats"]["economy"]) for f in found] == [("HAT001", 1), ("HAT004", 2)]
 
 
+def test_what_a_search_has_shown_once_changes_nothing_for_another_search_or_another_environment():
+    def searches(tools: AirlineTools) -> list[Any]:
+        direct = answer(tools, "search_direct_flight", origin="SFO", destination="JFK", date="2024-05-16")
+        return [direct, answer(tools, "search_onestop_flight", origin="SFO", destination="BOS", date="2024-05-16")]
+
+    def with_dates(found: list[Any]) -> list[str | None]:
+        direct, pairs = found
+        return [flight["date"] for flight in (*direct, *(flight for pair in pairs for flight in pair))]
+
+    first, booking = AirlineTools(BASE.fresh()), AirlineTools(BASE.fresh())
+    before = searches(first)
+    assert with_dates(before) == [None, None, "2024-05-16", "2024-05-16", "2024-05-16", "2024-05-17"]
+    answer(booking, "book_reservation", **TRIP)
+    after = searches(booking)
+    assert after[0][0]["available_seats"]["economy"] == after[1][0][0]["available_seats"]["economy"] == 1
+    booking.undo()
+    assert searches(booking) == searches(first) == searches(AirlineTools(BASE.fresh())) == before
+
+
 def test_connections_leave_after_the_first_flight_has_landed(shop):
     def pairs(date: str) -> list[list[tuple[str, str]]]:
         found = answer(shop, "search_onestop_flight", origin="SFO", destination="BOS", date=date)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from envs.database import Base, Database, Record, Table
+from envs.database import Base, Database, Record, Table, alike, canonical_json, copied
 from envs.env import Env
 from envs.toolkit import ToolKit, ToolType, helper, tool
-from envs.types import Action, AgentTurn, StopReason
+from envs.types import Action, AgentTurn, StopReason, ToolResult
 from envs.users.base import UserReply
 from envs.users.scripted import ScriptedUser
 
@@ -180,6 +180,69 @@ def test_an_answer_that_cannot_be_printed_undoes_its_call(shop):
     assert shop.db.boxes["b"].n == 2
 
 
+def test_a_recorded_answer_that_could_not_be_printed_is_undone_in_the_replay_too(shop):
+    call = Action("unprintable", {"box": "b"})
+    recorded = shop.use(call).content
+    again = ShelfTools(SHELF.fresh(), PocketTools(POCKET.fresh()))
+    again.replay(call, recorded)
+    assert again.db.boxes["b"].n == 2
+    with pytest.raises(ValueError, match="recorded was 'gone'"):
+        again.replay(call, "gone")
+
+
+def test_a_replayed_answer_is_compared_as_json(shop):
+    answer = shop.fork().use(note("b", "one")).content
+    shop.fork().replay(note("b", "one"), answer)
+    shop.fork().replay(note("b", "one"), answer.replace(" ", ""))
+    with pytest.raises(ValueError, match="recorded was"):
+        shop.fork().replay(note("b", "one"), answer.replace("one", "two"))
+
+
+def test_a_replay_leaves_nothing_to_undo(shop):
+    shop.use(note("b", "one"))
+    shop.replay(SPEND, "spent")
+    with pytest.raises(ValueError, match="no write to undo"):
+        shop.undo()
+
+
+def test_reading_does_not_sync_again_until_something_may_have_changed(shop, monkeypatch):
+    synced = []
+    sync = ShelfTools.sync
+
+    def counted(self: ShelfTools) -> None:
+        synced.append(self)
+        sync(self)
+
+    monkeypatch.setattr(ShelfTools, "sync", counted)
+    look = Action("look", {"box": "a"})
+
+    def syncs(*actions: Action) -> int:
+        synced.clear()
+        for action in actions:
+            shop.use(action)
+        return len(synced)
+
+    assert syncs(look, look) == 1
+    assert syncs(look) == 0
+    assert syncs(note("b", "one"), look, SPEND, look, look) == 2
+    assert syncs(Action("break_half_way", {"box": "b"})) == 0 and syncs(look, look) == 1
+    shop.undo()
+    assert syncs(look, look) == 1
+    shop.call("spend", {"coin": "c"}, "user")
+    assert syncs(look, look) == 1 and shop.db.boxes["a"].notes == ["coins: 1"]
+    shop.run(SPEND)
+    branch = shop.fork()
+    assert syncs(look, look) == 1 and shop.db.boxes["a"].notes == ["coins: 0"]
+    branch.use(look)
+    assert branch.db.boxes["a"].notes == ["coins: 0"]
+
+
+def test_a_sync_that_fails_is_tried_again_with_every_call(shop):
+    shop.use(Action("throw_away", {"box": "a"}))
+    for _ in range(2):
+        assert shop.use(Action("look", {"box": "b"})) == ToolResult("Error: 'a'", error=True)
+
+
 def test_arguments_without_end_are_refused_before_anything_is_written(shop):
     deep: list = []
     for _ in range(5000):
@@ -221,6 +284,30 @@ def test_an_index_finds_changed_and_new_rows_in_the_tables_order():
     table.add("d", Box(n=0, notes=["red"]))
     assert [row.notes for row in table.where("colour", colour, "red")] == [["red"]] * 4
     assert table.where("colour", colour, "blue") == [] and table.where("colour", colour, ["red"]) == []
+    table.edit("a").n = 1
+    table.remove("c")
+    table.remove("d")
+    assert [row.n for row in table.where("colour", colour, "red")] == [1, 0]
+
+
+def test_what_is_alike_hashes_alike_and_nearly_equal_values_are_told_apart():
+    plain = [0, 0.0, -0.0, False, 1, 1.0, True, "1", "", None, float("nan"), float("-nan"), float("inf"), 10**400, "a\ud800"]
+    values: list = [*plain, *([value] for value in plain), *({"n": value} for value in plain), [[]], [{}], {"n": 1, "m": 2}]
+    values += [Box.model_construct(n=value) for value in values] + [{"m": 2, "n": 1}, (1,), {1}, object(), Price("1"), Box]
+    for number, one in enumerate(values):
+        same = [other for other in values if alike(one, other)]
+        assert any(one is other for other in same)
+        assert {as_hashed(other) for other in same} == {as_hashed(one)}
+        assert all(alike(copied(value), value) for value in values[:number] if isinstance(value, list | dict | Box))
+    assert not alike({"n": 1}, {"n": 1.0}) and not alike([True], [1]) and not alike([0.0], [-0.0])
+
+
+class Price(str):
+    """A text that prints as it likes."""
+
+
+def as_hashed(value: object) -> str:
+    return value.canonical() if isinstance(value, Box) else canonical_json(value)
 
 
 def test_helpers_are_for_tasks_and_nothing_else_can_be_reached(shop):

@@ -8,6 +8,7 @@ import pytest
 from envs.env import Env
 from envs.errors import TaudojoError
 from envs.types import Action, AgentTurn, StopReason, Task
+from rewards import tau2
 from rewards.matching import GoldAction, played
 from rewards.playback import play_calls
 from rewards.tau2 import actions_match, do_nothing_matches, evaluate, gold_state, official_reward, replay
@@ -97,6 +98,20 @@ def test_doing_nothing_passes_the_tasks_that_write_nothing(retail, make_task):
 def test_two_tasks_of_the_same_id_have_their_own_gold_states(retail, make_task):
     assert not do_nothing_matches(make_task([CANCEL], "same"), retail)
     assert do_nothing_matches(make_task([], "same"), retail)
+
+
+def test_no_more_than_so_many_gold_states_are_kept_the_oldest_go_first(mock, monkeypatch):
+    monkeypatch.setattr(tau2, "_KEPT_STATES", 2)
+    tau2._gold_states.pop(mock, None)
+    tasks = [replace(task, raw={**task.raw, "id": f"copy {n}"}) for n, task in enumerate([a_task(mock, "create_task_1")] * 3)]
+    first, second = gold_state(tasks[0], mock), gold_state(tasks[1], mock)
+    assert gold_state(tasks[0], mock) is first and gold_state(tasks[1], mock) is second
+    gold_state(tasks[2], mock)
+    assert list(tau2._gold_states[mock]) == ["copy 1", "copy 2"]
+    assert gold_state(tasks[0], mock) is not first and gold_state(tasks[0], mock).same_state(first)
+    changed = a_task(mock, "create_task_1", actions=[])
+    gold_state(replace(changed, raw={**changed.raw, "id": "copy 2"}), mock)
+    assert list(tau2._gold_states[mock]) == ["copy 0", "copy 2"]
 
 
 def test_a_task_without_criteria_asks_for_a_good_ending_only(play, make_task):

@@ -280,6 +280,34 @@ def test_debug_parser_says_who_took_or_refused_a_message_and_why(
     assert "not valid JSON" in refused
 
 
+def test_debug_parser_shortens_and_escapes_what_a_model_wrote(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("DEBUG_PARSER", "1")
+    get_parser("hermes").parse("\x1b[2J\n[parser hermes] forged \u202e" + "x" * 1000)
+    get_parser("llama3_json").parse('{"name": "f\\n\\u001b[2J", "parameters": {}}; {')
+    said, refused = capsys.readouterr().err.splitlines()
+    assert all(line.isprintable() for line in (said, refused))
+    assert len(said) < 400
+    assert "characters" in said
+    assert r"follows the call f\n" in refused
+
+
+def test_debug_parser_says_whom_auto_believes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("DEBUG_PARSER", "1")
+    get_parser("auto").parse('{"name": "f", "parameters": {}}')
+    *asked, last = capsys.readouterr().err.splitlines()
+    assert [line.split("]")[0] for line in asked] == ["[parser qwen3", "[parser openai", "[parser llama3_json"]
+    assert last.startswith("[parser auto] believes llama3_json")
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_debug_parser_is_silent_when_off(value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("DEBUG_PARSER", value)
+    get_parser("hermes").parse("Hello!")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     from transformers import AutoTokenizer

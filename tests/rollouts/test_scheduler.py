@@ -104,9 +104,11 @@ def test_lock_step_episodes_come_in_order_in_parts_of_the_pool_s_size(workers: l
 
 
 def test_an_error_of_the_world_is_not_tried_again(workers: list[Any], requests: list[EpisodeRequest]):
-    broken = replace(requests[0].task, raw={**requests[0].task.raw, "initial_state": {"db": {}}})
+    broken = replace(
+        requests[0].task, raw={**requests[0].task.raw, "initial_state": {"initialization_data": {"agent_data": {"ordres": {}}}}}
+    )
     pool = RolloutPool(workers, max_concurrent=4)
-    with pytest.raises(TaudojoError, match="begins with an initial state"):
+    with pytest.raises(TaudojoError, match="does not fit the domain retail"):
         pool.play([replace(requests[0], task=broken)])
     assert pool._workers == workers
 

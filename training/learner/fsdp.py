@@ -32,7 +32,7 @@ from training.learner.policy import Policy, loss_positions
 from training.learner.tree import build_tree, pack
 
 #: A trim takes 0.1 s and what comes next faults the pages in again.
-BATCHES_PER_TRIM = 8
+BATCHES_PER_TRIM = 4
 
 
 class FSDPLearner:
@@ -287,6 +287,8 @@ class FSDPLearner:
         numbers = folder / f"random-{self.rank}.json"
         if numbers.is_file():
             set_random_state(json.loads(numbers.read_text()), self.device)
+        del model, optimizer, holder
+        return_free_memory()
         return json.loads((folder / "state.json").read_text())
 
 

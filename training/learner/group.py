@@ -82,6 +82,9 @@ class LearnerWorker:
         """Rank 0 returns a reference to the weights as safetensors bytes in Ray's shared memory; the others None."""
         from safetensors.torch import save
 
+        from training.learner.fsdp import return_free_memory
+
+        return_free_memory()  # the engines work next, and want the room
         weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
         return ray.put(np.frombuffer(save(weights), dtype=np.uint8)) if self.rank == 0 else None
 
