@@ -38,6 +38,7 @@ from rich.table import Table
 
 from benchmarks.episodes import EpisodeFigures, EpisodeWorkload, median_figures
 from benchmarks.peers.own_python import ensure_python
+from benchmarks.process import run_command
 from envs.data import PACKAGE, PACKAGE_VERSION, open_source
 from envs.domain import DOMAINS
 from envs.errors import TaudojoError
@@ -229,27 +230,24 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse_arguments(arguments)
+    return run_command(lambda: measure(asked))
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in every domain; the table goes to stderr."""
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     comparisons: dict[str, Comparison] = {}
-    try:
-        source = open_source("path" if asked.data_dir else "packaged", asked.data_dir)
-        python, reason = _find_peer(asked, console)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            for domain in asked.domains:
-                work = EpisodeWorkload(domain, str(source.root), source.source, source.version, asked.tasks)
-                missing = NO_PEER.get(domain, reason)
-                comparisons[domain] = compare(work, None if missing else python, missing, asked.rounds, bar)
-    except TaudojoError as error:
-        console.print(str(error), highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        console.print("Interrupted; nothing was measured.")
-        return 130
+    source = open_source("path" if asked.data_dir else "packaged", asked.data_dir)
+    python, reason = _find_peer(asked, console)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        for domain in asked.domains:
+            work = EpisodeWorkload(domain, str(source.root), source.source, source.version, asked.tasks)
+            missing = NO_PEER.get(domain, reason)
+            comparisons[domain] = compare(work, None if missing else python, missing, asked.rounds, bar)
     tasks = "all base tasks" if asked.tasks is None else f"the first {asked.tasks} base tasks"
     console.print(table(comparisons, f"{tasks}, {source.version}, median of {asked.rounds}"))
-    print(json.dumps({domain: found.to_json() for domain, found in comparisons.items()}))
-    return 0
+    return {domain: found.to_json() for domain, found in comparisons.items()}
 
 
 def _find_peer(asked: Any, console: Console) -> tuple[Path | None, str]:

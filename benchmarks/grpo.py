@@ -17,7 +17,6 @@ the seconds of rollout, reward, update and sync. How TRL is set up stands in `be
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -27,8 +26,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.process import run_module
-from benchmarks.workload import PHASES, Figures, StepFigures, Workload, say
+from benchmarks.process import run_command, run_module, say
+from benchmarks.workload import PHASES, Figures, StepFigures, Workload
 from envs.errors import TaudojoError
 from training.main import with_device_defaults
 from training.models import check_folder
@@ -100,30 +99,27 @@ def run_side(module: str, work: Workload, limit_s: float) -> Figures:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command(lambda: measure(arguments))
+
+
+def measure(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Runs one side after the other; both together within `LIMIT_S`."""
     start = time.monotonic()
-    try:
-        if find_spec("trl") is None:
-            raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does).")
-        asked = parse_arguments(arguments)
-        work = Workload(str(ensure_checkpoint(asked.model)), asked.steps, tuple(with_device_defaults(asked.overrides)))
-        grpo = work.config.grpo
-        if busy := busy_warning(os.getloadavg()[0], os.cpu_count() or 1):
-            say(busy)
-        figures = []
-        for name, module in (("ours", OURS), ("TRL", TRL)):
-            say(f"{name}: {work.steps} step(s) of {grpo.tasks_per_step} × {grpo.samples_per_task} episodes, {work.model_path}")
-            figures.append(run_side(module, work, LIMIT_S - (time.monotonic() - start)))
-    except TaudojoError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        say("Interrupted; nothing was measured.")
-        return 130
+    if find_spec("trl") is None:
+        raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does).")
+    asked = parse_arguments(arguments)
+    work = Workload(str(ensure_checkpoint(asked.model)), asked.steps, tuple(with_device_defaults(asked.overrides)))
+    grpo = work.config.grpo
+    if busy := busy_warning(os.getloadavg()[0], os.cpu_count() or 1):
+        say(busy)
+    figures = []
+    for name, module in (("ours", OURS), ("TRL", TRL)):
+        say(f"{name}: {work.steps} step(s) of {grpo.tasks_per_step} × {grpo.samples_per_task} episodes, {work.model_path}")
+        figures.append(run_side(module, work, LIMIT_S - (time.monotonic() - start)))
     for name, side in zip(("ours", "TRL"), figures, strict=True):
         speeds = ", ".join(f"{step.tokens_per_s:.0f}" for step in side.steps)
         say(f"{name}: {speeds} tokens/s by step, {side.setup_s:.0f} s to start")
-    print(json.dumps(compare(*figures)))
-    return 0
+    return compare(*figures)
 
 
 def _split(step: StepFigures) -> dict[str, float | None]:

@@ -23,7 +23,6 @@ What was not measured is null.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -37,8 +36,7 @@ from typing import Any
 from benchmarks.batch import Row, read_batch
 from benchmarks.flops import Shape, flop_ratio, work
 from benchmarks.grpo import busy_warning, ensure_checkpoint
-from benchmarks.process import run_module
-from benchmarks.workload import say
+from benchmarks.process import run_command, run_module, say
 from envs.errors import TaudojoError
 from training.learner.base import HEAP_ENVIRONMENT
 
@@ -179,7 +177,8 @@ def main(arguments: Sequence[str] | None = None, run: Run | None = None) -> int:
     """The command; `run` is `run_module` unless a test gives another."""
     asked = parse_arguments(arguments)
     run = run or limited(time.monotonic() + LIMIT_S)
-    try:
+
+    def measured() -> dict[str, Any]:
         if not asked.no_trl and find_spec("trl") is None:
             raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does), or give --no-trl.")
         model = ensure_checkpoint(asked.model)
@@ -193,14 +192,9 @@ def main(arguments: Sequence[str] | None = None, run: Run | None = None) -> int:
             if asked.growth:
                 many = asked.trajectories or sample(model, MANY, Path(folder, "many.jsonl"), run)
                 say("\n".join(growth(asked, model, many, run)))
-    except TaudojoError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        say("Interrupted; nothing was measured.")
-        return 130
-    print(json.dumps(line))
-    return 0
+        return line
+
+    return run_command(measured)
 
 
 if __name__ == "__main__":

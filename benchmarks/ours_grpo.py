@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import ray
 
-from benchmarks.workload import Figures, StepFigures, Workload, describe, say, side_main
+from benchmarks.process import say
+from benchmarks.workload import Figures, StepFigures, Workload, describe, side_main
 from envs.data import DataSource, open_source
 from envs.domain import load_domain
 from rollouts.gold import gold_trajectories

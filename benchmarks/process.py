@@ -1,4 +1,4 @@
-"""A part of a benchmark in a process of its own: what goes in and out are two JSON files.
+"""A benchmark's command, and a part of it in a process of its own: what goes in and out are two JSON files.
 
     figures = run_module("benchmarks.ours_learner", {"kind": "tree", …}, limit_s=600)      # in the benchmark
     job_main(run)                                                                          # at the end of that module
@@ -21,6 +21,25 @@ from typing import Any
 from envs.errors import TaudojoError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout belongs to the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_command(measure: Callable[[], Mapping[str, Any]]) -> int:
+    """A benchmark's exit status: 0 after its result as the last line, 2 for what its user can mend, 130 after Ctrl-C."""
+    try:
+        result = measure()
+    except TaudojoError as error:
+        say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        say("Interrupted; nothing was measured.")
+        return 130
+    print(json.dumps(result))
+    return 0
 
 
 def run_module(

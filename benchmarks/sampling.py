@@ -10,8 +10,8 @@ from typing import Any
 import ray
 
 from benchmarks.ours_grpo import start_pool
-from benchmarks.process import job_main
-from benchmarks.workload import Workload, say
+from benchmarks.process import job_main, say
+from benchmarks.workload import Workload
 from envs.data import open_source
 from envs.domain import load_domain
 from rollouts.trajectory import Trajectory

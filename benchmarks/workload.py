@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+from benchmarks.process import say
 from envs.domain import Domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import sample_tasks, task_users
@@ -161,11 +162,6 @@ def describe(side: str, trajectories: Sequence[Trajectory], step: StepFigures) -
         + f"); mean reward {mean:.2f}; ended by "
         + ", ".join(f"{reason} {n}" for reason, n in sorted(ends.items()))
     )
-
-
-def say(text: str) -> None:
-    """Progress, on stderr: stdout belongs to the result."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def side_main(run: Callable[[Workload], Figures], arguments: Sequence[str] | None = None) -> None:

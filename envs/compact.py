@@ -36,12 +36,7 @@ def render_result(action: Action, result: ToolResult) -> str:
     What is null or empty is left out, `true` and `false` become yes and no. A list gives a line for each member, an object a
     line for its plain values and one for each of the others.
     """
-    if result.error:
-        return result.content
-    try:
-        value = json.loads(result.content)
-    except ValueError:
-        return result.content
+    value = parsed(result)
     if isinstance(value, dict):
         inner = {name: member for name, member in value.items() if isinstance(member, dict | list)}
         lines = [_words({name: member for name, member in value.items() if name not in inner})]
@@ -51,6 +46,16 @@ def render_result(action: Action, result: ToolResult) -> str:
     else:
         return result.content
     return "\n".join(line for line in lines if line) or result.content
+
+
+def parsed(result: ToolResult) -> Any:
+    """The JSON value of a tool's answer; None where there is none to shorten: an error, or plain text."""
+    if result.error:
+        return None
+    try:
+        return json.loads(result.content)
+    except ValueError:
+        return None
 
 
 def _words(value: Any) -> str:

@@ -70,7 +70,8 @@ def _is_a(value: Any, kind: str, schema: Mapping[str, Any], definitions: Mapping
         case "integer":
             return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
         case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            # An int is finite, though it may be too large for a float.
+            return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)))
         case "array":
             return isinstance(value, list | tuple) and all(conforms(v, schema.get("items", {}), definitions) for v in value)
         case "object":

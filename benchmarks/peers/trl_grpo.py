@@ -24,7 +24,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload, describe, say, side_main
+from benchmarks.process import say
+from benchmarks.workload import Figures, StepFigures, Stopwatch, Workload, describe, side_main
 from envs.data import open_source
 from envs.env import Env
 from envs.errors import TaudojoError

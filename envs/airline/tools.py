@@ -266,10 +266,7 @@ class AirlineTools(ToolKit):
         reservation = self._reservation(reservation_id)
         self._user(reservation.user_id)
         total_price = 50 * max(0, nonfree_baggages - reservation.nonfree_baggages)
-        payment = self._charge(reservation.user_id, payment_id, total_price)
-        reservation = self.db.reservations.edit(reservation_id)
-        if payment is not None:
-            reservation.payment_history.append(payment)
+        reservation = self._paid_change(reservation, payment_id, total_price)
         reservation.total_baggages = total_baggages
         reservation.nonfree_baggages = nonfree_baggages
         return reservation
@@ -302,10 +299,7 @@ class AirlineTools(ToolKit):
             total_price += flight.price * len(reservation.passengers)
             reserved.append(flight)
         total_price -= sum(flight.price for flight in reservation.flights) * len(reservation.passengers)
-        payment = self._charge(reservation.user_id, payment_id, total_price)
-        reservation = self.db.reservations.edit(reservation_id)
-        if payment is not None:
-            reservation.payment_history.append(payment)
+        reservation = self._paid_change(reservation, payment_id, total_price)
         # Upstream leaves the seats of the flights as they are, here and in a cancellation.
         reservation.flights = reserved
         reservation.cabin = cabin
@@ -378,6 +372,14 @@ class AirlineTools(ToolKit):
             if reservation_id not in self.db.reservations:
                 return reservation_id
         raise ValueError("Too many reservations")
+
+    def _paid_change(self, reservation: Reservation, payment_id: str, amount: int) -> Reservation:
+        """The reservation to write to, with the price of the change taken and noted."""
+        payment = self._charge(reservation.user_id, payment_id, amount)
+        reservation = self.db.reservations.edit(reservation.reservation_id)
+        if payment is not None:
+            reservation.payment_history.append(payment)
+        return reservation
 
     def _charge(self, user_id: str, payment_id: str, amount: int) -> Payment | None:
         """Take the price of a change (a negative one is a refund); None for a change that costs nothing."""

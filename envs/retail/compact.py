@@ -4,11 +4,10 @@ as plain lines. Every id and fact that a task needs stays.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from envs.compact import with_tools
+from envs.compact import parsed, with_tools
 from envs.domain import Domain
 from envs.types import Action, ToolResult
 
@@ -30,12 +29,7 @@ def compact_policy(domain: Domain) -> str:
 
 def render_result(action: Action, result: ToolResult) -> str:
     """A tool's answer in few words; errors and plain strings as they are. A write tells what is new."""
-    if result.error:
-        return result.content
-    try:
-        value = json.loads(result.content)
-    except ValueError:
-        return result.content
+    value = parsed(result)
     if not isinstance(value, dict):
         return result.content
     if action.name == "list_all_product_types":

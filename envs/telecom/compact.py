@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envs.compact import with_tools
+from envs.compact import parsed, with_tools
 from envs.domain import Domain
 from envs.types import Action, ToolResult
 
@@ -40,12 +40,7 @@ def compact_policy(domain: Domain) -> str:
 
 def render_result(action: Action, result: ToolResult) -> str:
     """A tool's answer in few words; errors and plain strings as they are."""
-    if result.error:
-        return result.content
-    try:
-        value = json.loads(result.content)
-    except ValueError:
-        return result.content
+    value = parsed(result)
     if isinstance(value, dict) and value:
         return _object(value)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

@@ -220,10 +220,9 @@ class TelecomUserTools(PhoneSetup):
         Args:
             app_name: The app's name, such as 'messaging'.
         """
-        app = self.phone.app_statuses.get(app_name)
-        if app is None:
-            return f"App '{app_name}' not found on this phone."
-        granted = _granted(app.permissions)
+        granted = self._granted(app_name)
+        if granted is None:
+            return _no_app(app_name)
         lines = [" - Permissions Granted:", *(f"   - {name}" for name in granted)]
         return "\n".join([f"Status for App: {app_name}", *(lines if granted else [" - Permissions: None granted."])])
 
@@ -234,10 +233,9 @@ class TelecomUserTools(PhoneSetup):
         Args:
             app_name: The app's name, such as 'messaging'.
         """
-        app = self.phone.app_statuses.get(app_name)
-        if app is None:
-            return f"App '{app_name}' not found on this phone."
-        granted = _granted(app.permissions)
+        granted = self._granted(app_name)
+        if granted is None:
+            return _no_app(app_name)
         if not granted:
             return f"App '{app_name}' currently has no permissions granted."
         return f"App '{app_name}' has permission for: {', '.join(granted)}."
@@ -295,12 +293,17 @@ class TelecomUserTools(PhoneSetup):
         self.change_surroundings().payment_request = request.model_copy(update={"paid": True})
         return f"Payment of {request.amount_due} USD has been made for bill {request.bill_id}."
 
+    def _granted(self, app_name: str) -> list[str] | None:
+        """What the app may use, in words; None for an app that is not on the phone."""
+        app = self.phone.app_statuses.get(app_name)
+        return None if app is None else [name.replace("_", " ").lower() for name, allowed in app.permissions if allowed]
+
     def _with_bar(self, told: str) -> str:
         return f"{told}\nStatus Bar: {self.status_bar()}"
 
 
-def _granted(permissions: AppPermissions) -> list[str]:
-    return [name.replace("_", " ").lower() for name, allowed in permissions if allowed]
+def _no_app(name: str) -> str:
+    return f"App '{name}' not found on this phone."
 
 
 def _on(state: bool) -> str:

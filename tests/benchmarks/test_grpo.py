@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -145,10 +146,8 @@ side_main(run)
 
 
 @pytest.fixture
-def fake_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "fake_side.py").write_text(FAKE_SIDE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return "fake_side"
+def fake_side(new_module: Callable[[str, str], str]) -> str:
+    return new_module("fake_side", FAKE_SIDE)
 
 
 def test_a_side_brings_its_figures_from_its_own_process(fake_side: str, capfd: pytest.CaptureFixture[str]):

@@ -1,6 +1,5 @@
-"""The general expert and the short form, by domain; and domains of one's own."""
+"""The general expert, by domain; and domains of one's own."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from envs.errors import TaudojoError
 from envs.expert import GoldAgent, confirmation
 from envs.retail.expert import GoldAgent as RetailAgent
 from envs.telecom.expert import GoldAgent as TelecomAgent
-from envs.types import Action, AgentTurn, StopReason, Task, ToolResult, Transcript
+from envs.types import Action, AgentTurn, StopReason, Task, Transcript
 from envs.users.base import User
 from envs.users.scripted import ScriptedUser
 
@@ -113,69 +112,6 @@ def test_a_domain_s_own_expert_comes_first_and_alone_the_general_one_plays(retai
 def test_only_retail_makes_tasks(retail, airline, mock, telecom):
     assert retail.sampler is not None and "cancel" in retail.sampler.KINDS
     assert [domain.sampler for domain in (airline, mock, telecom)] == [None] * 3
-
-
-# -- the short form
-
-
-def facts(value: object) -> list[str]:
-    """Every string and number in it, but not whether something is so."""
-    if isinstance(value, dict):
-        return [fact for member in value.values() for fact in facts(member)]
-    if isinstance(value, list):
-        return [fact for member in value for fact in facts(member)]
-    return [] if value is None or isinstance(value, bool) else [str(value)]
-
-
-@pytest.mark.parametrize("name", ["airline", "mock"])
-def test_a_short_policy_names_every_tool_and_argument(name):
-    domain = load_domain(name, open_source("packaged"))
-    policy = domain.compact.compact_policy(domain)
-    for schema in domain.tool_schemas:
-        function = schema["function"]
-        signature = policy[policy.index(f"{function['name']}(") :].split(")")[0]
-        assert all(name in signature for name in function["parameters"]["properties"])
-    assert len(policy) < 4000
-
-
-def test_signatures_say_what_lists_hold_and_which_values_there_are(airline, mock):
-    policy = airline.compact.compact_policy(airline)
-    assert "flights[{flight_number, date}], passengers[{first_name, last_name, dob}]" in policy
-    assert "cabin=business|economy|basic_economy" in policy and "insurance=yes|no" in policy
-    assert mock.policy.strip() in mock.compact.compact_policy(mock)
-    assert "update_task_status(task_id, status=pending|completed)" in mock.compact.compact_policy(mock)
-
-
-def test_short_results_of_the_airline_keep_every_fact(airline):
-    toolkit, render = airline.new_toolkit(), airline.compact.render_result
-    database = airline.database
-    calls = [Action("get_user_details", {"user_id": key}) for key in list(database.table("users"))[:60]]
-    calls += [Action("get_reservation_details", {"reservation_id": key}) for key in list(database.table("reservations"))[:60]]
-    calls += [Action("search_direct_flight", {"origin": "ORD", "destination": "PHL", "date": "2024-05-26"})]
-    calls += [Action("search_onestop_flight", {"origin": "JFK", "destination": "SEA", "date": "2024-05-20"})]
-    calls += [Action("list_all_airports")]
-    for call in calls:
-        result = toolkit.use(call)
-        text = render(call, result)
-        assert all(fact in text for fact in facts(json.loads(result.content))), text
-        assert len(text) < len(result.content) and not set('{}[]"') & set(text)
-
-
-def test_results_become_lines_of_names_and_values():
-    row = {"id": "a", "n": 2, "open": True, "none": None, "tags": ["x", "y"], "who": {"name": "Ann"}, "empty": []}
-    result = ToolResult(json.dumps(row))
-    assert general_form.render_result(Action("get"), result) == "id a, n 2, open yes\ntags: x y\nwho: name Ann"
-    rows = ToolResult(json.dumps([{"id": "a", "of": {"b": 1, "c": 2}}, {"id": "b", "of": {}}]))
-    assert general_form.render_result(Action("list"), rows) == "id a; of b 1, c 2\nid b"
-    nested = ToolResult(json.dumps({"cards": {"c1": {"left": 1}, "c2": {"left": 2}}}))
-    assert general_form.render_result(Action("get"), nested) == "cards: c1 left 1; c2 left 2"
-
-
-@pytest.mark.parametrize(
-    "content", ["Error: no such row", "available", "12.5", "[]", "{}", '["a", "b"]', "null", '[{"a": null}]']
-)
-def test_errors_plain_answers_and_what_would_be_nothing_pass_unchanged(content):
-    assert general_form.render_result(Action("any"), ToolResult(content, content.startswith("Error"))) == content
 
 
 # -- domains of one's own

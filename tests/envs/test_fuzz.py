@@ -232,7 +232,9 @@ def can_act_on(answer: Message) -> bool:
     told = (answer.content or "").removeprefix("Error: ")
     if not (answer.content or "").startswith("Error: ") or not told.strip():
         return False
-    given = [str(part) for pair in (answer.action.arguments.items() if answer.action else ()) for part in pair if plain(part)]
+    arguments = answer.action.arguments if answer.action else {}
+    parts = [part for pair in arguments.items() for part in pair if part is None or plain(part)]
+    given = [text for part in parts for text in (str(part), repr(part))]
     return len(re.findall(r"[A-Za-z]{2,}", told)) >= 2 or any(part and part in told for part in given)
 
 
