@@ -11,13 +11,13 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.learner.base import LearnerConfig
@@ -85,6 +85,41 @@ class DeepSpeedLearner(LearnerEngine):
             self._load_universal(folder)
 
 
+    def _load_universal(self, folder: Path) -> None:
+        """From shards of another number of ranks, through one file per parameter that rank 0 writes beside them."""
+        whole = folder.parent / ".universal"
+        if self.rank == 0:
+            to_universal(folder / TAG, whole / TAG)
+        dist.barrier()
+        self.engine._config.load_universal_checkpoint = True
+        try:
+            self.engine.load_checkpoint(str(whole), tag=TAG, load_module_strict=self.adapter is None)
+        finally:
+            self.engine._config.load_universal_checkpoint = False
+        dist.barrier()
+        if self.rank == 0:
+            shutil.rmtree(whole)
+
+
+def to_universal(source: Path, target: Path) -> None:
+    """Runs DeepSpeed's converter, which is a command of its own and talks on stdout."""
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    settings = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(settings)
+
+
 def library(device: str) -> ModuleType:
     """DeepSpeed, on the learner's device, which it settles while it is imported."""
     os.environ["DS_ACCELERATOR"] = device
@@ -92,6 +127,8 @@ def library(device: str) -> ModuleType:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed would compile its own all-reduce for CPUs, in which a rank waits for ever when another one dies.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
