@@ -79,7 +79,7 @@ class LoRASection(Section):
 
 
 class LearnerSection(Section):
-    """`zero_stage` belongs to DeepSpeed. `offload_parameters` takes parameters and optimizer to the host's memory between uses."""
+    """`zero_stage` is DeepSpeed's. `offload_parameters` keeps parameters and optimizer in the host's memory between uses."""
 
     backend: Literal["fsdp", "deepspeed"] = "fsdp"
     zero_stage: Literal[2, 3] | None = None

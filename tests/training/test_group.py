@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,20 @@ import ray
 from safetensors.torch import load, load_file
 
 from envs.errors import TaudojoError
-from training.learner.base import LearnerConfig, Sample
+from training.learner.base import LearnerConfig, LoRAConfig, Sample
 from training.learner.group import LearnerGroup
 from training.loss import PolicyLossConfig
 
 Start = Callable[..., LearnerGroup]
+
+
+#: What two ranks are compared under; one rank of FSDP is the measure for all.
+BACKENDS: dict[str, dict[str, Any]] = {
+    "fsdp": {"backend": "fsdp"},
+    "zero2": {"backend": "deepspeed", "zero_stage": 2},
+    "zero3": {"backend": "deepspeed", "zero_stage": 3},
+}
+LORA = LoRAConfig(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
 
 
 def start_group(model: Path, world_size: int, port: int | None = None, **fields: Any) -> LearnerGroup:
@@ -27,18 +36,39 @@ def start_group(model: Path, world_size: int, port: int | None = None, **fields:
     return LearnerGroup.start(config, world_size=world_size, port=port)
 
 
-@pytest.fixture(scope="module")
-def one(cluster: None, tiny_llama: Path) -> Iterator[LearnerGroup]:
-    group = start_group(tiny_llama, 1, micro_batch_tokens=160)
-    yield group
-    group.close()
+@dataclass(frozen=True)
+class Rewindable:
+    """A group, and the checkpoint of its beginning."""
+
+    group: LearnerGroup
+    beginning: Path
+
+    def rewound(self) -> LearnerGroup:
+        self.group.load(self.beginning)
+        self.group.reset_optimizer()
+        return self.group
+
+
+def rewindable(model: Path, folder: Path, world_size: int, **fields: Any) -> Rewindable:
+    made = Rewindable(start_group(model, world_size, **fields), folder)
+    made.group.save(folder, {})
+    return made
 
 
 @pytest.fixture(scope="module")
-def two(cluster: None, tiny_llama: Path) -> Iterator[LearnerGroup]:
-    group = start_group(tiny_llama, 2)
-    yield group
-    group.close()
+def one(cluster: None, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rewindable]:
+    made = rewindable(tiny_llama, tmp_path_factory.mktemp("one"), 1, micro_batch_tokens=160)
+    yield made
+    made.group.close()
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def two(
+    request: pytest.FixtureRequest, cluster: None, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rewindable]:
+    made = rewindable(tiny_llama, tmp_path_factory.mktemp("two"), 2, **BACKENDS[request.param])
+    yield made
+    made.group.close()
 
 
 @pytest.fixture
@@ -56,14 +86,9 @@ def start(cluster: None, tiny_llama: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def fresh(one: LearnerGroup, two: LearnerGroup, tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnerGroup, LearnerGroup]:
+def fresh(one: Rewindable, two: Rewindable) -> tuple[LearnerGroup, LearnerGroup]:
     """Both groups at the same weights, with empty optimizers."""
-    folder = tmp_path_factory.mktemp("same")
-    one.save(folder, {})
-    for group in (one, two):
-        group.load(folder)
-        group.reset_optimizer()
-    return one, two
+    return one.rewound(), two.rewound()
 
 
 def samples(seed: int, number: int = 7) -> list[Sample]:
@@ -135,14 +160,21 @@ def test_log_probs_come_back_in_the_order_of_the_batch(fresh: tuple[LearnerGroup
         assert got == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
-    one, two = fresh
-    for step in range(2):
-        two.update(samples(step), None, 1e-3)
-    two.save(tmp_path, {"stage": "sft", "step": 2})
-    assert one.load(tmp_path) == {"stage": "sft", "step": 2}
-    losses = [[group.update(samples(step), None, 1e-3)["loss"] for step in (2, 3)] for group in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(start: Start, tmp_path: Path, name: str, lora: LoRAConfig | None):
+    one, two = (start(world_size, lora=lora, **BACKENDS[name]) for world_size in (1, 2))
+    for before, after in ((two, one), (one, two)):
+        for step in range(2):
+            before.update(samples(step), None, 1e-3)
+        folder = tmp_path / str(before.world_size)
+        folder.mkdir()
+        before.save(folder, {"stage": "sft", "step": 2})
+        written = sorted(folder.rglob("*"))
+        assert after.load(folder) == {"stage": "sft", "step": 2}
+        assert sorted(folder.rglob("*")) == written
+        losses = [[group.update(samples(step), None, 1e-3)["loss"] for step in (2, 3)] for group in (before, after)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_an_exported_folder_is_what_is_published(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
@@ -162,23 +194,47 @@ def test_a_rank_without_samples_takes_part(fresh: tuple[LearnerGroup, LearnerGro
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
-def test_ranks_with_unequally_many_micro_batches_give_the_policy_losses_of_one(one: LearnerGroup, start: Start, tmp_path: Path):
-    other = start(2, micro_batch_tokens=160)
-    one.save(tmp_path, {})
-    other.load(tmp_path)
-    for group in (one, other):
-        group.reset_optimizer()
-    equal_runs((one, other), PolicyLossConfig())
+@pytest.mark.parametrize("name", ["fsdp", "zero3"])
+def test_ranks_with_unequally_many_micro_batches_give_the_policy_losses_of_one(one: Rewindable, start: Start, name: str):
+    equal_runs((one.rewound(), start(2, micro_batch_tokens=160, **BACKENDS[name])), PolicyLossConfig())
 
 
-def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start):
-    group = start(2)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_two_ranks_train_the_adapter_of_one(start: Start, tiny_llama: Path, tmp_path: Path, name: str):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    groups = start(1, lora=LORA), start(2, lora=LORA, **BACKENDS[name])
+    reference = [group.logprobs(samples(9)) for group in groups]
+    equal_runs(groups, None)
+    for group, before in zip(groups, reference, strict=True):
+        assert group.logprobs(samples(9), reference=True) == before
+    group = groups[1]
+    group.export(tmp_path / "merged")
+    group.export_adapter(tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="float32")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
+    stored = load_file(tmp_path / "merged" / "model.safetensors")
+    for key, tensor in stored.items():
+        assert (theirs[key] - tensor).abs().max().item() < 1e-6, key
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start, name: str):
+    group = start(2, **BACKENDS[name])
     group.update(samples(0), None, 1e-3)
     ray.kill(group._workers[1])
     begin = time.monotonic()
     with pytest.raises((TaudojoError, RuntimeError)):  # the rank's death, or the broken connection that the other one sees
         group.update(samples(1), None, 1e-3)
     assert time.monotonic() - begin < 30
+
+
+def test_a_wrong_target_is_one_sentence_from_every_rank(start: Start):
+    with pytest.raises(TaudojoError, match=r"learner\.lora\.targets: q_prj is no linear layer") as caught:
+        start(2, lora=replace(LORA, targets=("q_prj",)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_rendezvous_port_in_use_is_one_sentence(start: Start):

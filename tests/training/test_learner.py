@@ -361,7 +361,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step(make: Make):
 
     learner, samples = make(), random_samples()
     before = state(learner)
-    with pytest.raises(FloatingPointError, match="gradient norm is (nan|inf); the step was not taken"):
+    with pytest.raises(FloatingPointError, match=r"gradient norm is (nan|inf); the step was not taken"):
         learner.update(samples, broken, 1e-3)
     assert same(state(learner), before)
     assert learner.update(samples, sft_loss, 1e-3) == make().update(samples, sft_loss, 1e-3)

@@ -84,7 +84,6 @@ class DeepSpeedLearner(LearnerEngine):
         else:
             self._load_universal(folder)
 
-
     def _load_universal(self, folder: Path) -> None:
         """From shards of another number of ranks, through one file per parameter that rank 0 writes beside them."""
         whole = folder.parent / ".universal"

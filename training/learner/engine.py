@@ -2,7 +2,7 @@
 
 A backend (`fsdp.py`, `deepspeed.py`) says how parameters are sharded, how a gradient is taken and applied, and how shards
 are gathered and stored. One object is one rank. World size 1 and N run the same code; at N the ranks split each batch by
-samples and the backend averages the gradients, which the losses undo through `world_size`, so that the result is that of one rank.
+samples and the backend averages the gradients, which the losses undo through `world_size`, so that the result is one rank's.
 """
 
 from __future__ import annotations

@@ -30,9 +30,7 @@ class FSDPLearner(LearnerEngine):
         precision = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.config.offload_parameters else OffloadPolicy()
         for layer in policy.model.base_model.layers:
-            fully_shard(
-                layer, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=self.world_size > 1
-            )
+            fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=self.world_size > 1)
         self.policy = fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
         self.forward = self.policy
         self.optimizer = make_optimizer(self.config, self._trained())

@@ -207,7 +207,7 @@ class LearnerGroup:
         return out
 
     def keep_reference(self) -> None:
-        """The present weights become the reference policy of `logprobs(reference=True)`; with LoRA it is always the base model."""
+        """The present weights become the reference policy of `logprobs(reference=True)`; with LoRA that is the base model."""
         self._all("keep_reference")
 
     def reset_optimizer(self) -> None:
