@@ -373,6 +373,18 @@ def test_a_checkpoint_that_cannot_be_written_is_an_os_error(make: Make, tmp_path
         make().save(tmp_path, {})
 
 
+@pytest.mark.parametrize("make", ["zero2", "zero3"], indirect=True)
+def test_a_full_disk_is_an_os_error(make: Make, tmp_path: Path):
+    learner = make()
+    learner.save(tmp_path, {})
+    shards = list((tmp_path / "learner").rglob("*_optim_states.pt"))
+    for file in shards:
+        file.unlink()
+        file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="rank 0: "):
+        learner.save(tmp_path, {})
+
+
 # -- backends
 
 

@@ -75,7 +75,12 @@ class DeepSpeedLearner(LearnerEngine):
 
     def _save_shards(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=self.adapter is not None)
+        try:
+            self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=self.adapter is not None)
+        except RuntimeError as error:
+            if "inline_container" not in str(error):
+                raise
+            raise OSError(f"rank {self.rank}: {error}") from error  # what torch.save says of a full disk
 
     def _load_shards(self, folder: Path) -> None:
         saved = len(list((folder / TAG).glob("*_optim_states.pt")))
@@ -101,7 +106,7 @@ class DeepSpeedLearner(LearnerEngine):
 
 
 def to_universal(source: Path, target: Path) -> None:
-    """Runs DeepSpeed's converter, which is a command of its own and talks on stdout."""
+    """Runs DeepSpeed's converter, which is a command of its own and talks."""
     from deepspeed.checkpoint.ds_to_universal import main
 
     settings = argparse.Namespace(
@@ -115,7 +120,7 @@ def to_universal(source: Path, target: Path) -> None:
     )
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(settings)
 
 
