@@ -385,6 +385,23 @@ def test_a_full_disk_is_an_os_error(make: Make, tmp_path: Path):
         learner.save(tmp_path, {})
 
 
+@fsdp_only
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"backend": "deepspeed", "zero_stage": 2},
+            r"learner\.backend=fsdp \(now deepspeed\), learner\.zero_stage=None \(now 2\)",
+        ),
+        ({"lora": LORA}, r"learner\.lora=None \(now .*'rank': 4"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_one_sentence(make: Make, tmp_path: Path, other: dict[str, Any], message: str):
+    make().save(tmp_path, {})
+    with pytest.raises(TaudojoError, match=rf"was written with {message}.*; use the settings"):
+        make(**other).load(tmp_path)
+
+
 # -- backends
 
 

@@ -95,7 +95,7 @@ class DeepSpeedLearner(LearnerEngine):
         if self.rank == 0:
             to_universal(folder / TAG, whole / TAG)
         dist.barrier()
-        self.engine._config.load_universal_checkpoint = True
+        self.engine._config.load_universal_checkpoint = True  # a setting of the whole engine, wanted for this once
         try:
             self.engine.load_checkpoint(str(whole), tag=TAG, load_module_strict=self.adapter is None)
         finally:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from envs.errors import TaudojoError
 from training.learner import attention
 from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, torch_dtype
 from training.learner.lora import Adapter, Piece, plain_pieces
@@ -30,6 +31,8 @@ from training.learner.tree import build_tree, pack
 
 #: A trim takes 0.1 s and what comes next faults the pages in again.
 BATCHES_PER_TRIM = 4
+#: Beside a checkpoint's shards: who can read them.
+KIND = "learner.json"
 
 
 class LearnerEngine(ABC):
@@ -321,16 +324,39 @@ class LearnerEngine(ABC):
         self._save_shards(folder / "learner")
         (folder / f"random-{self.rank}.json").write_text(json.dumps(random_state(self.device)))
         if self.rank == 0:
+            (folder / KIND).write_text(json.dumps(self._kind(), indent=1))
             (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Restores what `save` wrote, at any world size, and returns its state. A rank that was not there keeps its own seed."""
+        """Restores what `save` wrote, at any world size, and returns its state. A rank that was not there keeps its own seed.
+
+        Raises:
+            TaudojoError: another backend wrote it, or one that trained other weights.
+        """
+        if (folder / KIND).is_file():  # older checkpoints have none
+            written, own = json.loads((folder / KIND).read_text()), self._kind()
+            if different := [key for key in own if written.get(key) != own[key]]:
+                raise TaudojoError(
+                    f"the checkpoint {folder} was written with "
+                    + ", ".join(f"learner.{key}={written.get(key)} (now {own[key]})" for key in different)
+                    + "; use the settings that it was written with, or start from its exported model (model.path)"
+                )
         self._load_shards(folder / "learner")
         numbers = folder / f"random-{self.rank}.json"
         if numbers.is_file():
             set_random_state(json.loads(numbers.read_text()), self.device)
         return_free_memory()
         return json.loads((folder / "state.json").read_text())
+
+    def _kind(self) -> dict[str, Any]:
+        """What a checkpoint depends on, under the names of the configuration."""
+        c = self.config
+        lora = c.lora and {
+            "rank": c.lora.rank,
+            "targets": sorted(c.lora.targets),
+            "modules_to_save": sorted(c.lora.modules_to_save),
+        }
+        return {"backend": c.backend, "zero_stage": c.zero_stage if c.backend == "deepspeed" else None, "lora": lora}
 
 
 def make_optimizer(config: LearnerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
