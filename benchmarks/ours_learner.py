@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.batch import Row, read_batch
 from benchmarks.process import job_main
 from training.learner.base import LearnerConfig, LossInputs, LossOutputs, Sample, torch_dtype
-from training.learner.fsdp import FSDPLearner, single_process
+from training.learner.engine import single_process
+from training.learner.fsdp import FSDPLearner
 
 LR = 1e-6
 EXACT_TOKENS = 12_000

@@ -18,7 +18,7 @@ from rollouts.chat import ChatConfig
 from rollouts.engines.base import EngineConfig
 from rollouts.episode import EpisodeLimits
 from rollouts.prompts import Style
-from training.learner.base import LearnerConfig
+from training.learner.base import LearnerConfig, LoRAConfig
 from training.loss import PolicyLossConfig
 
 
@@ -68,14 +68,41 @@ class RolloutSection(Section):
     tensor_parallel_size: int = Field(1, ge=1)
 
 
+class LoRASection(Section):
+    """`rank` null trains all weights. `targets` null takes those of the model's file (`model.lora_targets`)."""
+
+    rank: int | None = Field(None, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(None, min_length=1)
+    modules_to_save: list[str] = Field(default_factory=list)
+
+
 class LearnerSection(Section):
-    backend: Literal["fsdp"] = "fsdp"
+    """`zero_stage` is DeepSpeed's. `offload_parameters` keeps parameters and optimizer in the host's memory between uses."""
+
+    backend: Literal["fsdp", "deepspeed"] = "fsdp"
+    zero_stage: Literal[2, 3] | None = None
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    lora: LoRASection = Field(default_factory=LoRASection)
     micro_batch_tokens: int = Field(4096, ge=1)
     logits_chunk: int = Field(512, ge=1)
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def backend_can(self) -> Self:
+        if self.backend == "fsdp":
+            if self.zero_stage is not None:
+                raise ValueError("learner.zero_stage is DeepSpeed's; set learner=deepspeed, or leave it null")
+            if self.offload_optimizer:
+                raise ValueError("fsdp offloads the optimizer with the parameters; set learner.offload_parameters=true")
+        elif self.offload_parameters and self.zero_stage == 2:
+            raise ValueError("ZeRO-2 keeps whole parameters on every rank; learner.offload_parameters needs learner.zero_stage=3")
+        return self
 
 
 class AlgorithmSection(Section):
@@ -224,6 +251,14 @@ class RunConfig(Section):
     output_dir: str = "outputs"
     resume: str | None = None
 
+    @model_validator(mode="after")
+    def learner_can(self) -> Self:
+        if self.learner.backend == "deepspeed" and self.dtype == "float16":
+            raise ValueError("the deepspeed learner computes in bfloat16 or float32; set model.dtype")
+        if self.learner.lora.rank and not (self.learner.lora.targets or self.model.lora_targets):
+            raise ValueError("LoRA needs the names of linear layers; set learner.lora.targets, e.g. [q_proj,v_proj]")
+        return self
+
     def limits(self) -> EpisodeLimits:
         e = self.env
         return EpisodeLimits(self.model.max_model_len, e.max_turn_tokens, e.max_steps, e.max_errors, e.max_repeats, e.deadline_s)
@@ -248,6 +283,11 @@ class RunConfig(Section):
         c = self.learner
         return LearnerConfig(
             model_path=model_path,
+            backend=c.backend,
+            zero_stage=c.zero_stage or 3,
+            offload_optimizer=c.offload_optimizer,
+            offload_parameters=c.offload_parameters,
+            lora=self.lora_config(),
             dtype=self.dtype,
             device=self.cluster.device,
             micro_batch_tokens=c.micro_batch_tokens,
@@ -261,6 +301,13 @@ class RunConfig(Section):
             seed=self.seed,
             deterministic=self.deterministic,
         )
+
+    def lora_config(self) -> LoRAConfig | None:
+        lora = self.learner.lora
+        if lora.rank is None:
+            return None
+        targets = tuple(lora.targets or self.model.lora_targets)
+        return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save))
 
     @property
     def dtype(self) -> str:

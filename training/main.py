@@ -312,18 +312,22 @@ class Session:
 
     def export(self, stage: str, stop: StopSignal) -> None:
         """`final_model` and, the same files where no adapter was trained, `merged_model`."""
+        if self.config.learner.lora.rank:
+            self.export_model("merged_model")
+            self.export_model("final_model", adapter=True)
+            return
         final = self.export_model("final_model")
         merged = self.folder.path / "merged_model"
         shutil.rmtree(merged, ignore_errors=True)
         shutil.copytree(final, merged, copy_function=_link)
 
-    def export_model(self, name: str) -> Path:
-        """A Hugging Face folder with weights, tokenizer and chat template."""
+    def export_model(self, name: str, adapter: bool = False) -> Path:
+        """A Hugging Face folder with weights, tokenizer and chat template; or peft's, with what LoRA trained."""
         from transformers import AutoTokenizer
 
         partial, final = self.folder.path / f".{name}.partial", self.folder.path / name
         shutil.rmtree(partial, ignore_errors=True)
-        self.learner.export(partial)
+        (self.learner.export_adapter if adapter else self.learner.export)(partial)
         AutoTokenizer.from_pretrained(self.model_path).save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)

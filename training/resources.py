@@ -21,6 +21,8 @@ GIB = 2**30
 _PROCESSES_GIB = 5.0
 #: Per parameter: fp32 weights, gradients and two Adam moments, and the copy that is computed with.
 _LEARNER_BYTES = 18
+#: With LoRA: the frozen weights, and the copy that is computed with; the adapter is small.
+_LORA_BYTES = 8
 #: Per token, layer and hidden unit: what the backward pass needs of a decoder layer.
 _ACTIVATION_BYTES = 60
 _DISK_GB = 5
@@ -58,9 +60,10 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     episodes = max(config.sft.batch_size, config.grpo.tasks_per_step * config.grpo.samples_per_task)
     tokens = min(config.learner.micro_batch_tokens, episodes * config.model.max_model_len)
     units = tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
+    bytes_each = _LEARNER_BYTES if config.learner.lora.rank is None else _LORA_BYTES
     return {
         "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers,
         "object store": config.cluster.object_store_gib,
-        "learner": (parameters * _LEARNER_BYTES + units * _ACTIVATION_BYTES) / GIB + 1.0,
+        "learner": (parameters * bytes_each + units * _ACTIVATION_BYTES) / GIB + 1.0,
         "processes and engine": _PROCESSES_GIB + 2 * weights / GIB,
     }

@@ -6,6 +6,7 @@ into the engine itself, so their order does not matter.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,26 @@ def test_an_update_is_a_gap_until_it_is_synced(sync: WeightSync, learner: Any, g
     report = sync.run()
     assert report.mean_gap < 1e-3
     assert report.max_gap < 1e-2
+
+
+def test_an_adapter_reaches_the_engine_in_the_merged_weights(
+    pool: RolloutPool, config: Any, smollm_path: Path, gold: list[Sample]
+):
+    from training.config import LearnerSection, LoRASection
+    from training.learner.group import LearnerGroup
+
+    section = LearnerSection(backend="deepspeed", zero_stage=3, lora=LoRASection(rank=8))
+    settings = config.model_copy(update={"learner": section}).learner_config(str(smollm_path), os.cpu_count())
+    learner = LearnerGroup.start(settings)
+    try:
+        sync = WeightSync(learner, pool, [list(s.token_ids[:700]) for s in gold[:2]], "float32")
+        assert sync.run().mean_gap < 1e-3
+        learner.update(gold[:2], None, lr=1e-2)
+        with pytest.raises(TaudojoError, match="does not have the learner's weights"):
+            sync.probe()
+        assert sync.run().mean_gap < 1e-3
+    finally:
+        learner.close()
 
 
 def test_one_corrupted_tensor_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPool, learner: Any):

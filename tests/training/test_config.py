@@ -59,12 +59,43 @@ def test_a_configuration_read_back_from_its_file_is_the_same():
         ("sft.steps=null", "config key sft: set sft.seconds or sft.steps, or the stage never ends$"),
         ("grpo.steps=null", "config key grpo: set grpo.seconds or grpo.steps, or the stage never ends$"),
         ("sft.kinds=[cancel", "the configuration cannot be composed"),
+        ("learner.lora.rnk=8", r"no config key learner\.lora\.rnk; did you mean learner\.lora\.rank"),
+        ("learner.lora.rank=0", "config key learner.lora.rank: .* greater than or equal to 1"),
+        ("learner.zero_stage=2", "config key learner: learner.zero_stage is DeepSpeed's; set learner=deepspeed"),
+        ("learner.offload_optimizer=true", "config key learner: fsdp offloads the optimizer with the parameters"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_key(override: str, message: str):
     with pytest.raises(TaudojoError, match=message) as caught:
         load([override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["learner.zero_stage=2", "learner.offload_parameters=true"],
+            "ZeRO-2 keeps whole parameters .* needs learner.zero_stage=3",
+        ),
+        (["learner.zero_stage=1"], "config key learner.zero_stage: .*2 or 3"),
+        (["model.dtype=float16"], "the deepspeed learner computes in bfloat16 or float32; set model.dtype"),
+        (["learner.lora.rank=8", "model.lora_targets=[]"], "LoRA needs the names of linear layers; set learner.lora.targets"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_said_at_start(overrides: list[str], message: str):
+    with pytest.raises(TaudojoError, match=message):
+        load(["learner=deepspeed", *overrides])
+
+
+def test_an_adapter_goes_where_the_model_s_file_says_unless_told_otherwise():
+    assert load([]).learner_config("/m", None).lora is None
+    chosen = load(["learner=deepspeed", "learner.zero_stage=2", "learner.lora.rank=8"]).learner_config("/m", None)
+    assert (chosen.backend, chosen.zero_stage) == ("deepspeed", 2)
+    assert chosen.lora is not None
+    assert (chosen.lora.rank, chosen.lora.targets[0]) == (8, "q_proj")
+    told = load(["learner.lora.rank=8", "learner.lora.targets=[v_proj]"]).learner_config("/m", None).lora
+    assert told is not None and told.targets == ("v_proj",)
 
 
 def test_the_wrong_override_is_named_among_right_ones():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,28 @@ import ray
 from safetensors.torch import load, load_file
 
 from envs.errors import TaudojoError
-from training.learner.base import LearnerConfig, Sample
+from training.learner.base import LearnerConfig, LoRAConfig, Sample
 from training.learner.group import LearnerGroup
 from training.loss import PolicyLossConfig
 
 Start = Callable[..., LearnerGroup]
+
+
+LORA = LoRAConfig(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
+#: Backends hold the same numbers on one rank (test_learner.py); here two ranks of each are held against one.
+KINDS: dict[str, dict[str, Any]] = {
+    "fsdp": {"backend": "fsdp"},
+    "zero2": {"backend": "deepspeed", "zero_stage": 2},
+    "zero3": {"backend": "deepspeed", "zero_stage": 3},
+    "fsdp_lora": {"backend": "fsdp", "lora": LORA},
+    "zero2_lora": {"backend": "deepspeed", "zero_stage": 2, "lora": LORA},
+    "zero3_lora": {"backend": "deepspeed", "zero_stage": 3, "lora": LORA},
+}
+
+
+def kinds(*quick: str, of: Iterable[str] = KINDS) -> list[Any]:
+    """Three processes a kind take half a minute to start: only the `quick` ones are in every test run."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in of]
 
 
 def start_group(model: Path, world_size: int, port: int | None = None, **fields: Any) -> LearnerGroup:
@@ -27,18 +44,36 @@ def start_group(model: Path, world_size: int, port: int | None = None, **fields:
     return LearnerGroup.start(config, world_size=world_size, port=port)
 
 
-@pytest.fixture(scope="module")
-def one(cluster: None, tiny_llama: Path) -> Iterator[LearnerGroup]:
-    group = start_group(tiny_llama, 1, micro_batch_tokens=160)
-    yield group
-    group.close()
+@dataclass(frozen=True)
+class Rewindable:
+    """A group, and the checkpoint of its beginning."""
+
+    group: LearnerGroup
+    beginning: Path
+
+    def rewound(self) -> LearnerGroup:
+        self.group.load(self.beginning)
+        self.group.reset_optimizer()
+        return self.group
 
 
-@pytest.fixture(scope="module")
-def two(cluster: None, tiny_llama: Path) -> Iterator[LearnerGroup]:
-    group = start_group(tiny_llama, 2)
-    yield group
-    group.close()
+def rewindable(model: Path, folder: Path, world_size: int, **fields: Any) -> Rewindable:
+    made = Rewindable(start_group(model, world_size, **fields), folder)
+    made.group.save(folder, {})
+    return made
+
+
+@pytest.fixture(scope="module", params=kinds("fsdp", "zero3", "zero3_lora"))
+def pair(
+    request: pytest.FixtureRequest, cluster: None, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Rewindable, Rewindable]]:
+    """One rank and two, whose micro-batches are smaller and not equally many."""
+    kind = KINDS[request.param]
+    one = rewindable(tiny_llama, tmp_path_factory.mktemp("one"), 1, **kind)
+    two = rewindable(tiny_llama, tmp_path_factory.mktemp("two"), 2, micro_batch_tokens=160, **kind)
+    yield one, two
+    one.group.close()
+    two.group.close()
 
 
 @pytest.fixture
@@ -56,14 +91,10 @@ def start(cluster: None, tiny_llama: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def fresh(one: LearnerGroup, two: LearnerGroup, tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnerGroup, LearnerGroup]:
+def fresh(pair: tuple[Rewindable, Rewindable]) -> tuple[LearnerGroup, LearnerGroup]:
     """Both groups at the same weights, with empty optimizers."""
-    folder = tmp_path_factory.mktemp("same")
-    one.save(folder, {})
-    for group in (one, two):
-        group.load(folder)
-        group.reset_optimizer()
-    return one, two
+    one, two = pair
+    return one.rewound(), two.rewound()
 
 
 def samples(seed: int, number: int = 7) -> list[Sample]:
@@ -135,14 +166,18 @@ def test_log_probs_come_back_in_the_order_of_the_batch(fresh: tuple[LearnerGroup
         assert got == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
-    one, two = fresh
-    for step in range(2):
-        two.update(samples(step), None, 1e-3)
-    two.save(tmp_path, {"stage": "sft", "step": 2})
-    assert one.load(tmp_path) == {"stage": "sft", "step": 2}
-    losses = [[group.update(samples(step), None, 1e-3)["loss"] for step in (2, 3)] for group in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
+    for before, after in (fresh, fresh[::-1]):
+        folder = tmp_path / str(before.world_size)
+        folder.mkdir()
+        for step in range(2):
+            before.update(samples(step), None, 1e-3)
+        before.save(folder, {"stage": "sft", "step": 2})
+        written = sorted(folder.rglob("*"))
+        assert after.load(folder) == {"stage": "sft", "step": 2}
+        assert sorted(folder.rglob("*")) == written
+        losses = [[group.update(samples(step), None, 1e-3)["loss"] for step in (2, 3)] for group in (before, after)]
+        assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_an_exported_folder_is_what_is_published(fresh: tuple[LearnerGroup, LearnerGroup], tmp_path: Path):
@@ -162,23 +197,39 @@ def test_a_rank_without_samples_takes_part(fresh: tuple[LearnerGroup, LearnerGro
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-4)
 
 
-def test_ranks_with_unequally_many_micro_batches_give_the_policy_losses_of_one(one: LearnerGroup, start: Start, tmp_path: Path):
-    other = start(2, micro_batch_tokens=160)
-    one.save(tmp_path, {})
-    other.load(tmp_path)
-    for group in (one, other):
-        group.reset_optimizer()
-    equal_runs((one, other), PolicyLossConfig())
+@pytest.mark.parametrize("pair", kinds("zero3_lora", of=[k for k in KINDS if "lora" in KINDS[k]]), indirect=True, scope="module")
+def test_peft_merges_the_exported_adapter_into_the_exported_model(
+    fresh: tuple[LearnerGroup, LearnerGroup], tiny_llama: Path, tmp_path: Path
+):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    group = fresh[1]
+    group.update(samples(0), None, 1e-2)
+    group.export(tmp_path / "merged")
+    group.export_adapter(tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").glob("adapter*")) == ["adapter_config.json", "adapter_model.safetensors"]
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="float32")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().state_dict()
+    for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():
+        assert (theirs[name] - tensor).abs().max().item() < 1e-6, name
 
 
-def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start):
-    group = start(2)
+@pytest.mark.parametrize("kind", kinds("fsdp", "zero3", of=["fsdp", "zero2", "zero3"]))
+def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start, kind: str):
+    group = start(2, **KINDS[kind])
     group.update(samples(0), None, 1e-3)
     ray.kill(group._workers[1])
     begin = time.monotonic()
     with pytest.raises((TaudojoError, RuntimeError)):  # the rank's death, or the broken connection that the other one sees
         group.update(samples(1), None, 1e-3)
     assert time.monotonic() - begin < 30
+
+
+def test_a_wrong_target_is_one_sentence_from_every_rank(start: Start):
+    with pytest.raises(TaudojoError, match=r"learner\.lora\.targets: q_prj is no linear layer") as caught:
+        start(2, lora=replace(LORA, targets=("q_prj",)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_rendezvous_port_in_use_is_one_sentence(start: Start):

@@ -248,6 +248,26 @@ def test_ctrl_c_during_sft_leaves_a_run_that_resuming_finishes(tmp_path: Path):
     assert json.loads((folder / "summary.json").read_text()).keys() == SUMMARY_KEYS
 
 
+@pytest.mark.slow
+def test_deepspeed_trains_an_adapter_and_vllm_plays_the_merged_model(tmp_path: Path):
+    process = start_smoke(tmp_path, "learner=deepspeed", "learner.lora.rank=4", "algorithm.kl_coef=0.05")
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    folder = only_run(tmp_path)
+    names = {path.name for path in (folder / "final_model").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names
+    last = json.loads((folder / "summary.json").read_text())["after_grpo"]
+
+    again = tmp_path / "again"
+    again.mkdir()
+    process = start_smoke(again, f"model.path={folder / 'merged_model'}", "sft.enabled=false", "grpo.enabled=false")
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    before = json.loads((only_run(again) / "summary.json").read_text())["before"]
+    assert [before[name]["action_f1"] for name in before] == [last[name]["action_f1"] for name in last]
+
+
 def running_lines(cwd: Path) -> list[dict[str, Any]]:
     """The metrics so far of a run that may not have begun to write any."""
     files = list((cwd / "outputs").glob("*/metrics.jsonl")) if (cwd / "outputs").is_dir() else []

@@ -34,5 +34,10 @@ def test_smaller_micro_batches_need_less(model: Path):
     assert 1.5 < large - small < 2.5
 
 
+def test_an_adapter_needs_less_than_all_weights(model: Path):
+    everything, adapter = (plan(model, *lora)["learner"] for lora in ([], ["learner.lora.rank=8"]))
+    assert everything - adapter == pytest.approx(134_530_276 * 10 / 2**30)
+
+
 def test_the_cache_counts_for_every_worker(model: Path):
     assert plan(model, "rollout.kv_cache_gib=3", "cluster.rollout_workers=2")["KV cache"] == 6.0

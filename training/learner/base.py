@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -72,16 +72,39 @@ LossFn = Callable[[LossInputs], LossOutputs]
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): W + `alpha`/`rank` · B A on the linear layers that end in one of `targets`.
+
+    `modules_to_save` are modules that are trained whole and stored with the adapter.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    dropout: float = 0.0
+    modules_to_save: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
-    """One rank's settings."""
+    """One rank's settings. `zero_stage` is DeepSpeed's; `lora` None trains all weights.
+
+    `offload_parameters` keeps parameters, gradients and optimizer in the host's memory between their uses;
+    `offload_optimizer` (DeepSpeed) only the optimizer.
+    """
 
     model_path: str
+    backend: Literal["fsdp", "deepspeed"] = "fsdp"
     dtype: str = "bfloat16"  # of parameters in the forward and backward pass; masters and optimizer are float32
     device: str = "cpu"
     micro_batch_tokens: int = 4096
     logits_chunk: int = 512  # rows of logits in memory at once
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
+    lora: LoRAConfig | None = None
+    zero_stage: Literal[2, 3] = 3
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
     temperature: float = 1.0  # log-probs are those of the sampling distribution
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)

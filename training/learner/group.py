@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -24,6 +24,9 @@ from envs.identity import ensure_own_packages
 from rollouts.scheduler import get
 from training.learner.base import HEAP_ENVIRONMENT, LearnerConfig, Sample
 from training.loss import PolicyLossConfig, policy_loss, sft_loss
+
+if TYPE_CHECKING:
+    from training.learner.engine import LearnerEngine
 
 START_TIMEOUT_S = 300.0
 #: What a batch is trained with: None is the SFT loss.
@@ -49,16 +52,14 @@ class LearnerWorker:
     def setup(self, config: LearnerConfig, address: str) -> None:
         import torch.distributed as dist
 
-        from training.learner.fsdp import FSDPLearner
-
         dist.init_process_group(
-            "nccl" if config.device.startswith("cuda") else "gloo",
+            "cpu:gloo,cuda:nccl" if config.device.startswith("cuda") else "gloo",  # what is offloaded is reduced on the CPU
             init_method=address,
             rank=self.rank,
             world_size=self.world_size,
             timeout=timedelta(minutes=10),
         )
-        self.learner = FSDPLearner(config)
+        self.learner = backend(config)(config)
 
     def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
         return self.learner.update(batch, sft_loss if loss is None else policy_loss(loss), lr)
@@ -82,7 +83,7 @@ class LearnerWorker:
         """Rank 0 returns a reference to the weights as safetensors bytes in Ray's shared memory; the others None."""
         from safetensors.torch import save
 
-        from training.learner.fsdp import return_free_memory
+        from training.learner.engine import return_free_memory
 
         return_free_memory()  # the engines work next, and want the room
         weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
@@ -105,6 +106,24 @@ class LearnerWorker:
             config.dtype = self.learner.compute_dtype
             config.save_pretrained(folder)
             self.learner.policy.model.generation_config.save_pretrained(folder)
+
+    def export_adapter(self, folder: Path) -> None:
+        """Rank 0 writes peft's two files into `folder`."""
+        weights = {name: tensor.contiguous() for name, tensor in self.learner.adapter_weights()}
+        if self.rank == 0:
+            assert self.learner.adapter is not None
+            self.learner.adapter.write(weights, folder)
+
+
+def backend(config: LearnerConfig) -> type[LearnerEngine]:
+    """The class that `config.backend` names; only that library is imported."""
+    if config.backend == "deepspeed":
+        from training.learner.deepspeed import DeepSpeedLearner
+
+        return DeepSpeedLearner
+    from training.learner.fsdp import FSDPLearner
+
+    return FSDPLearner
 
 
 class LearnerGroup:
@@ -188,7 +207,7 @@ class LearnerGroup:
         return out
 
     def keep_reference(self) -> None:
-        """The present weights become the reference policy of `logprobs(reference=True)`."""
+        """The present weights become the reference policy of `logprobs(reference=True)`; with LoRA that is the base model."""
         self._all("keep_reference")
 
     def reset_optimizer(self) -> None:
@@ -209,9 +228,14 @@ class LearnerGroup:
         return self._all("load", folder)[0]
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face model folder (without the tokenizer)."""
+        """Writes a Hugging Face model folder (without the tokenizer), an adapter merged in."""
         folder.mkdir(parents=True, exist_ok=True)
         self._all("export", folder)
+
+    def export_adapter(self, folder: Path) -> None:
+        """Writes what LoRA trained as a peft folder, for `PeftModel.from_pretrained`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._all("export_adapter", folder)
 
     def close(self) -> None:
         for worker in self._workers:

@@ -72,8 +72,9 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, targets_P, normaliser_P = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_PD)
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
-        grad_bias = None if bias_V is None else torch.zeros_like(bias_V)
+        _, head_is_trained, bias_is_trained, *_ = ctx.needs_input_grad
+        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if head_is_trained else None
+        grad_bias = torch.zeros_like(bias_V) if bias_is_trained else None
         for start in range(0, len(hidden_PD), ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
@@ -82,10 +83,13 @@ class _LogProbs(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets_P[rows, None], grad)
             grad_logits = grad_logits.to(hidden.dtype)
             torch.mm(grad_logits, weight_VD, out=grad_hidden[rows])
-            grad_weight += grad_logits.T @ hidden
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight.to(weight_VD.dtype), grad_bias, None, None, None
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
