@@ -59,7 +59,7 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     tokens = min(config.learner.micro_batch_tokens, episodes * config.model.max_model_len)
     units = tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
     return {
-        "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers,
+        "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers * config.plays,
         "object store": config.cluster.object_store_gib,
         "learner": (parameters * _LEARNER_BYTES + units * _ACTIVATION_BYTES) / GIB + 1.0,
         "processes and engine": _PROCESSES_GIB + 2 * weights / GIB,
