@@ -124,7 +124,7 @@ class RunFolder:
             self._noted = len(self.state.done), self.state.step, metrics[name]
 
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<name>` whole or not at all. Others stay if last `keep`, best, or where SFT or RFT ended."""
+        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep`, the best, and the stages' ends."""
         final = self.path / f"checkpoint-{name.replace('/', '-')}"
         partial = self.path / f".{final.name}.partial"
         need = 2.2e9
