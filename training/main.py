@@ -462,7 +462,8 @@ def print_summary(folder: RunFolder) -> None:
     for stage, blocks in folder.state.blocks.items():
         for name, block in blocks.items():
             table.add_row(f"{stage} {name}", *(f"{block[k]:.3f}" if block[k] is not None else "–" for k in keys))
-    console.print(table)
+    if folder.state.blocks:
+        console.print(table)
     seconds = folder.state.seconds
     console.print(
         "seconds: "
