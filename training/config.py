@@ -79,7 +79,17 @@ class LearnerSection(Section):
 
 
 class AlgorithmSection(Section):
-    advantage: Literal["grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo"] = "grpo"
+    advantage: Literal[
+        "grpo",
+        "grpo_vectorized",
+        "grpo_passk",
+        "rloo",
+        "rloo_vectorized",
+        "opo",
+        "gpg",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+    ] = "grpo"
     normalize_by_std: bool = True
     loss: Literal["vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"] = (
         "vanilla"
@@ -99,14 +109,18 @@ class AlgorithmSection(Section):
     dro_beta: float = Field(0.05, gt=0)
     kl_coef: float = Field(0.0, ge=0)
     kl_estimator: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "k3+"] = "low_var_kl"
+    # `loss`: KL is a term of the loss, token by token. `reward`: it is taken off the episode's reward, summed over its tokens.
+    kl_in: Literal["loss", "reward"] = "loss"
     # `outcome`: every token of an episode has the episode's advantage. `turn`: a turn's tokens have that of what was earned from
     # this turn on (training/credit.py).
     credit: Literal["outcome", "turn"] = "outcome"
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.credit == "turn" and not self.advantage.startswith("grpo"):
+        if self.credit == "turn" and self.advantage not in ("grpo", "grpo_vectorized"):
             raise ValueError(f"credit=turn compares turns as grpo does; set advantage=grpo (it is {self.advantage})")
+        if self.credit == "turn" and self.kl_in == "reward" and self.kl_coef > 0:
+            raise ValueError("kl_in=reward charges episodes, credit=turn rewards turns; choose kl_in=loss or credit=outcome")
         if self.mask_below is not None and self.mask_above is not None and self.mask_below >= self.mask_above:
             raise ValueError(f"mask_below ({self.mask_below}) must be less than mask_above ({self.mask_above})")
         return self
@@ -123,7 +137,7 @@ class AlgorithmSection(Section):
             mask_above=self.mask_above,
             mask_level=self.mask_level,
             dro_beta=self.dro_beta,
-            kl_coef=self.kl_coef,
+            kl_coef=self.kl_coef if self.kl_in == "loss" else 0.0,
             kl_estimator=self.kl_estimator,
         )
 

@@ -114,6 +114,12 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
     return loss
 
 
+def kl_per_token(logprobs: Sequence[float], reference_logprobs: Sequence[float], estimator: str) -> list[float]:
+    """verl's estimate, by that name, of KL(policy ‖ reference) at each sampled token; in nats."""
+    values = core_algos().kl_penalty(torch.tensor(logprobs), torch.tensor(reference_logprobs), estimator)
+    return [float(x) for x in values]
+
+
 def _within(config: PolicyLossConfig, gap_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """1 where the learner's and the sampler's probabilities agree well enough, else 0; `[samples, tokens]`."""
     if config.mask_level == "sequence":
@@ -161,8 +167,11 @@ def advantages(
     """One advantage per trajectory from its reward and group, by verl's estimator of that name.
 
     Only outcome estimators (one scalar for a trajectory) are supported here: the result is the same on every token. `tokens_B`,
-    the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length; without it all are equally long.
+    the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length, and by `reinforce_plus_plus` and
+    its `_baseline`, which whiten over tokens; without it all are equally long.
     """
+    from verl.trainer.config import AlgoConfig
+
     algos = core_algos()
     known = sorted(algos.ADV_ESTIMATOR_REGISTRY)
     if estimator not in known:
@@ -170,9 +179,14 @@ def advantages(
     lengths = torch.tensor(tokens_B if tokens_B is not None else [1] * len(rewards_B)).clamp(min=1)
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).float()
     scores = torch.zeros_like(mask)
-    scores[:, 0] = torch.tensor(rewards_B, dtype=torch.float32)
-    settings: dict[str, Any] = {"token_level_rewards": scores, "response_mask": mask, "index": np.asarray(groups_B)}
-    if estimator.startswith("grpo"):
+    scores[torch.arange(len(scores)), lengths - 1] = torch.tensor(rewards_B, dtype=torch.float32)
+    settings: dict[str, Any] = {
+        "token_level_rewards": scores,
+        "response_mask": mask,
+        "index": np.asarray(groups_B),
+        "config": AlgoConfig(gamma=1.0, norm_adv_by_std_in_grpo=normalize_by_std),
+    }
+    if estimator in ("grpo", "grpo_vectorized"):
         settings["norm_adv_by_std_in_grpo"] = normalize_by_std
     result: Tensor = algos.get_adv_estimator_fn(estimator)(**settings)[0]
     return [float(x) for x in result[:, 0]]

@@ -76,6 +76,7 @@ def test_a_mistake_is_one_sentence_that_names_the_key(override: str, message: st
     [
         (["algorithm.credit=turn", "algorithm.advantage=rloo"], "credit=turn compares turns as grpo does; set advantage=grpo"),
         (["algorithm.credit=turn", "reward=official"], r"algorithm\.credit=turn tells turns apart by the action reward"),
+        (["algorithm.credit=turn", "algorithm.kl_in=reward", "algorithm.kl_coef=0.1"], "kl_in=reward charges episodes"),
         (["algorithm.mask_below=2.0", "algorithm.mask_above=0.5"], r"mask_below \(2\.0\) must be less than mask_above"),
         (["grpo.refill=2", "grpo.drop_flat_groups=false"], r"grpo\.refill replaces groups that grpo\.drop_flat_groups drops"),
     ],

@@ -438,3 +438,30 @@ def test_opo_s_baseline_weighs_rewards_by_length():
     values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], "opo", tokens_B=[10, 30, 60, 5, 15])
     #   (10·1 + 30·0 + 60·2) / 100 = 1.3 and (5·3 + 15·1) / 20 = 1.5
     assert values == close([-0.3, -1.3, 0.7, 1.5, -0.5])
+
+
+def test_pass_at_k_rewards_the_best_of_a_group_by_its_lead():
+    rewards, groups = [1.0, 0.25, 0.0, 3.0, 3.0], [0, 0, 0, 1, 1]
+    assert advantages(rewards, groups, "grpo_passk", normalize_by_std=False) == close([0.75, 0.0, 0.0, 0.0, 0.0])
+    std = math.sqrt(((1 - 1.25 / 3) ** 2 + (0.25 - 1.25 / 3) ** 2 + (1.25 / 3) ** 2) / 2)
+    assert advantages(rewards, groups, "grpo_passk")[0] == pytest.approx(0.75 / std, abs=1e-5)
+
+
+def test_gpg_scales_up_where_rewards_are_zero():
+    # four of five rewards are not 0: alpha = 5 / 4
+    values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], "gpg")
+    assert values == close([0.0, -1.25, 1.25, 1.25, -1.25])
+
+
+def test_reinforce_plus_plus_whitens_over_the_batch_s_tokens():
+    # rewards 1 on two tokens and 0 on six: mean ¼, variance (2·¾² + 6·¼²) / 7
+    values = advantages([1.0, 0.0], [0, 1], "reinforce_plus_plus", tokens_B=[2, 6])
+    std = math.sqrt((2 * 0.75**2 + 6 * 0.25**2) / 7)
+    assert values == pytest.approx([0.75 / std, -0.25 / std], abs=1e-5)
+
+
+def test_its_baseline_variant_whitens_the_distance_from_the_group_s_mean():
+    # distances ½ −½ | 1 −1 on one token each: mean 0, variance 2.5 / 3
+    values = advantages([1.0, 0.0, 3.0, 1.0], [0, 0, 1, 1], "reinforce_plus_plus_baseline")
+    std = math.sqrt(2.5 / 3)
+    assert values == pytest.approx([0.5 / std, -0.5 / std, 1 / std, -1 / std], abs=1e-5)

@@ -1,7 +1,7 @@
 """A run that is killed, again and again, ends where an unbroken one does: same losses, same weights, to the last bit.
 
-SFT on a fixed trajectory file, in float32, of a small random model with SmolLM2's tokenizer. Nothing is evaluated, so no engine is
-started; everything else is the command as users run it.
+SFT on a fixed trajectory file, in float32, of a small random model with SmolLM2's tokenizer. Nothing is evaluated, so no engine
+is started; everything else is the command as users run it.
 """
 
 from __future__ import annotations

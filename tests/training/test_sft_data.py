@@ -95,9 +95,7 @@ def test_what_is_left_out_is_counted_by_its_reason(episodes: list[Trajectory]):
     silent = replace(first, segments=[TokenSegment([1, 2], [False, False], [0.0, 0.0], [])])
     poor = replace(second, reward=replace(second.reward, total=0.1))
     longest = max(t.tokens for t in (second, third, fourth))
-    kept, left_out = usable(
-        [silent, poor, third, fourth], max_tokens=longest, min_reward=0.5, unseen={fourth.transcript.task_id}
-    )
+    kept, left_out = usable([silent, poor, third, fourth], max_tokens=longest, min_reward=0.5, unseen={fourth.transcript.task_id})
     assert kept == [third]
     assert left_out == {"empty": 1, "below min_reward": 1, "evaluated": 1}
     kept, left_out = usable(episodes, max_tokens=10, min_reward=None, unseen=())

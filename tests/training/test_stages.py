@@ -524,6 +524,27 @@ def test_a_kl_cost_asks_the_reference_policy():
     assert all(s.reference_logprobs == [-2.0] * 3 for s in learner.batches[0])
 
 
+def test_kl_can_be_taken_off_the_reward_instead():
+    # −1 against −2 for the reference: k1 is 1 for each of two tokens; a tenth of it is 0.2 an episode
+    algorithm = AlgorithmSection(kl_coef=0.1, kl_in="reward", kl_estimator="k1", normalize_by_std=False)
+    learner, _, metrics = step_of(grpo_settings(), algorithm, FakePool())
+    assert learner.asked == ["old", "reference"]
+    assert all(s.reference_logprobs is None for s in learner.batches[0])
+    assert metrics["kl_reference"] == pytest.approx(1.0)
+    assert metrics["reward/kl_cost"] == pytest.approx(0.2)
+    charged, _ = grpo.charge_kl([trajectory(1.0, 0, segments=2), trajectory(0.5, 0)], FakeLearner(), algorithm)  # type: ignore[arg-type]
+    assert [t.reward.total for t in charged] == pytest.approx([0.6, 0.3])
+    assert algorithm.loss_config().kl_coef == 0.0
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "grpo_passk", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline"])
+def test_an_episode_alone_in_its_group_is_no_trouble_to_any_estimator(estimator: Any):
+    played = [trajectory(0.8, 0), trajectory(1.0, 1), trajectory(0.0, 1)]
+    values = grpo.advantages_of(played, AlgorithmSection(advantage=estimator))
+    assert values[0] == [0.0] and values[1][0] > 0
+    assert grpo.advantages_of(played[:1], AlgorithmSection(advantage=estimator)) == [[0.0]]
+
+
 def test_a_step_without_a_signal_changes_nothing():
     learner, sync, metrics = step_of(grpo_settings(), ALGORITHM, FakePool(score=lambda request: 0.5))
     assert learner.batches == []

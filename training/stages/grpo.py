@@ -27,7 +27,7 @@ from training.config import AlgorithmSection, GRPOSection
 from training.credit import token_advantages, turn_advantages
 from training.learner.base import Sample
 from training.learner.group import LearnerGroup
-from training.loss import advantages
+from training.loss import advantages, kl_per_token
 from training.progress import bar
 from training.run import Interrupted, RunFolder, StopSignal
 from training.sampling import requests_at as group_requests
@@ -71,14 +71,22 @@ def advantages_of(
     scored: Sequence[Trajectory], algorithm: AlgorithmSection, earned: Sequence[Sequence[float]] | None = None
 ) -> list[np.ndarray]:
     """Of each episode one advantage or, from what each of its turns `earned`, one for every turn. An episode that is alone in
-    its group has nothing to be compared with, and 0."""
+    its group has nothing to be compared with, and 0, except where whole batches are compared (`reinforce_plus_plus`)."""
     groups = [t.group for t in scored]
     if earned is not None:
         return [np.array(a) for a in turn_advantages(earned, groups, algorithm.normalize_by_std)]
-    rewards, written = [t.reward.total for t in scored], [t.sampled_tokens for t in scored]
-    values = advantages(rewards, groups, algorithm.advantage, algorithm.normalize_by_std, written)
     sizes = Counter(groups)
-    return [np.array([value if sizes[group] > 1 else 0.0]) for value, group in zip(values, groups, strict=True)]
+    compared = [i for i, g in enumerate(groups) if sizes[g] > 1 or algorithm.advantage == "reinforce_plus_plus"]
+    values = np.zeros((len(scored), 1))
+    if compared:
+        values[compared, 0] = advantages(
+            [scored[i].reward.total for i in compared],
+            [groups[i] for i in compared],
+            algorithm.advantage,
+            algorithm.normalize_by_std,
+            [scored[i].sampled_tokens for i in compared],
+        )
+    return list(values)
 
 
 def groups_with_signal(scored: Sequence[Trajectory], values: Sequence[np.ndarray]) -> set[int]:
@@ -173,7 +181,8 @@ def train_step(
     begin = time.monotonic()
     trajectories, earned, refill = play_groups(parts, requests, algorithm, on_done, spare)
     played = time.monotonic()
-    samples, left_out = samples_of(trajectories, settings, algorithm, earned)
+    charged, kl = charge_kl(trajectories, parts.learner, algorithm)
+    samples, left_out = samples_of(charged, settings, algorithm, earned)
     samples = with_logprobs(samples, parts.learner, settings, algorithm)
     prepared = time.monotonic()
     metrics: dict[str, float] = {}
@@ -192,7 +201,7 @@ def train_step(
     if samples:
         metrics |= parts.sync.run().metrics()
     end = time.monotonic()
-    metrics |= left_out | refill | episode_metrics(trajectories)
+    metrics |= left_out | refill | kl | episode_metrics(trajectories)
     metrics |= {
         "seconds/rollout": played - begin,
         "seconds/prepare": prepared - played,
@@ -238,6 +247,29 @@ def play_groups(
     return trajectories, earned, counts
 
 
+def charge_kl(
+    trajectories: list[Trajectory], learner: LearnerGroup, algorithm: AlgorithmSection
+) -> tuple[list[Trajectory], dict[str, float]]:
+    """The trajectories with `kl_coef` × KL to the reference, summed over their sampled tokens, taken off their rewards, where
+    `kl_in=reward` asks for it; and what it came to."""
+    if algorithm.kl_in != "reward" or algorithm.kl_coef == 0:
+        return trajectories, {}
+    segments = [Sample(s.token_ids, s.loss_mask) for t in trajectories for s in t.segments]
+    now, before = learner.logprobs(segments), learner.logprobs(segments, reference=True)
+    sums = iter(
+        sum(value for value, own in zip(kl_per_token(a, b, algorithm.kl_estimator), s.loss_mask, strict=True) if own)
+        for s, a, b in zip(segments, now, before, strict=True)
+    )
+    of_episode = [sum(next(sums) for _ in t.segments) for t in trajectories]
+    charged = [
+        replace(t, reward=replace(t.reward, total=t.reward.total - algorithm.kl_coef * kl))
+        for t, kl in zip(trajectories, of_episode, strict=True)
+    ]
+    tokens = max(1, sum(t.sampled_tokens for t in trajectories))
+    cost = algorithm.kl_coef * float(np.mean(of_episode))
+    return charged, {"kl_reference": sum(of_episode) / tokens, "reward/kl_cost": cost}
+
+
 def with_logprobs(
     samples: list[Sample], learner: LearnerGroup, settings: GRPOSection, algorithm: AlgorithmSection
 ) -> list[Sample]:
@@ -245,7 +277,7 @@ def with_logprobs(
     if samples and settings.updates_per_step > 1:
         old = learner.logprobs(samples)
         samples = [replace(s, old_logprobs=o) for s, o in zip(samples, old, strict=True)]
-    if samples and algorithm.kl_coef > 0:
+    if samples and algorithm.kl_coef > 0 and algorithm.kl_in == "loss":
         reference = learner.logprobs(samples, reference=True)
         samples = [replace(s, reference_logprobs=r) for s, r in zip(samples, reference, strict=True)]
     return samples

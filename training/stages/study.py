@@ -81,7 +81,7 @@ class StudySession(Session):
                 # To the second: GRPO ends where a step ends.
                 seconds = state.seconds.get(f"arm/grpo-{seed}", config.grpo.seconds)
                 budget = {"seconds": seconds, "steps": config.grpo.steps, "lr": config.study.sft_lr or config.sft.lr}
-                settings_sft = config.sft.model_copy(update=budget)
+                settings_sft = config.sft.model_copy(update=budget | {"checkpoint_steps": None})
                 run_sft(settings_sft, int(seed) + 1, self.sft_samples()[0], learner, self.folder, self.tracker, stop, stage)
                 self.sync.run()
         finally:
