@@ -437,5 +437,7 @@ def _composition_message(error: Exception, overrides: list[str]) -> str:
         if override.startswith("experiment="):
             return f"an experiment is added to the base configuration: write +{override}"
         if f"'{key}'" in text or f"'{key.split('.')[-1]}'" in text or override in text:
+            if key in known_keys():
+                return f"{key}: the value cannot be read; quote it, as in '{key}=\"…\"'"
             return f"there is no config key {key}{_nearest(key, known_keys())}"
     return f"the configuration cannot be composed: {text.splitlines()[0]}"

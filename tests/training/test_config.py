@@ -59,6 +59,7 @@ def test_a_configuration_read_back_from_its_file_is_the_same():
         ("sft.steps=null", "config key sft: set sft.seconds or sft.steps, or the stage never ends$"),
         ("grpo.steps=null", "config key grpo: set grpo.seconds or grpo.steps, or the stage never ends$"),
         ("sft.kinds=[cancel", "the configuration cannot be composed"),
+        ("sft.trajectories=outputs/<run>", r"sft\.trajectories: the value cannot be read; quote it"),
         ("sft.gold=false", r"config key sft: sft\.gold=false leaves nothing to train on; name files in sft\.trajectories"),
         ("sft.heldout_fraction=1.0", r"config key sft\.heldout_fraction: .* less than 1"),
         ("algorithm.credit=turns", r"config key algorithm\.credit: .*'outcome' or 'turn'"),
