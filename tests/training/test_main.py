@@ -226,6 +226,58 @@ def test_the_smoke_run_repeats_itself_and_leaves_what_it_promises(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
+    """Enough SFT on cancellations for some of the sampled ones to be kept."""
+    options = [
+        "env.max_steps=12",
+        "env.max_turn_tokens=96",
+        "model.max_model_len=2048",
+        "evaluate.test=0",
+        "sft.kinds=[cancel]",
+        "sft.tasks=120",
+        "sft.batch_size=2",
+        "sft.steps=45",
+        "sft.lr=6.0e-4",
+        "sft.heldout_fraction=0.05",
+        "rft.enabled=true",
+        "rft.kinds=[cancel]",
+        "rft.rounds=1",
+        "rft.tasks_per_round=4",
+        "rft.samples_per_task=2",
+        "rft.threshold=0.2",
+        "rft.temperature=0.5",
+        "rft.batch_size=2",
+        "grpo.kinds=[cancel]",
+        "grpo.drop_flat_groups=true",
+        "grpo.refill=1",
+        "grpo.steps=1",
+        "algorithm.credit=turn",
+        "algorithm.mask_below=0.5",
+        "algorithm.mask_above=2.0",
+        "algorithm.kl_coef=0.01",
+        "checkpoints.best=rft/loss",
+    ]
+    process = start_smoke(tmp_path, *options)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    folder = only_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == SUMMARY_KEYS | {"after_rft"}
+    assert summary["seconds"]["rft"] > 0
+    lines = lines_of(folder)
+    (played,) = [line["metrics"] for line in lines if line["stage"] == "rft" and "kept" in line["metrics"]]
+    assert played["episodes"] == 8.0 and played["kept"] > 0
+    assert [line["metrics"]["loss"] for line in lines if line["stage"] == "rft" and "loss" in line["metrics"]]
+    held = [line["metrics"]["heldout_loss"] for line in lines if "heldout_loss" in line["metrics"]]
+    assert len(held) == 3 and held[-1] < held[0]
+    (step,) = [line["metrics"] for line in lines if line["stage"] == "grpo"]
+    assert step["episodes"] in (2.0, 4.0)  # a flat group is played another for
+    assert (folder / "checkpoint-rft" / "manifest.json").is_file()
+    assert (folder / "best_model" / "model.safetensors").is_file()
+    assert "after RFT" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_ctrl_c_during_sft_leaves_a_run_that_resuming_finishes(tmp_path: Path):
     process = start_smoke(tmp_path, "sft.steps=12", "grpo.steps=1")
     deadline = time.monotonic() + 300
