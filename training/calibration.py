@@ -16,7 +16,7 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     ranks = [_ranks(np.asarray(values, float)) for values in (a, b)]
     if any(len(np.unique(r)) < 2 for r in ranks):
         return None
-    return float(np.clip(np.corrcoef(*ranks)[0, 1], -1.0, 1.0))
+    return float(np.clip(np.corrcoef(ranks[0], ranks[1])[0, 1], -1.0, 1.0))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

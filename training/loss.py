@@ -170,8 +170,6 @@ def advantages(
     the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length, and by `reinforce_plus_plus` and
     its `_baseline`, which whiten over tokens; without it all are equally long.
     """
-    from verl.trainer.config import AlgoConfig
-
     algos = core_algos()
     known = sorted(algos.ADV_ESTIMATOR_REGISTRY)
     if estimator not in known:
@@ -184,7 +182,7 @@ def advantages(
         "token_level_rewards": scores,
         "response_mask": mask,
         "index": np.asarray(groups_B),
-        "config": AlgoConfig(gamma=1.0, norm_adv_by_std_in_grpo=normalize_by_std),
+        "config": algos.AlgoConfig(gamma=1.0, norm_adv_by_std_in_grpo=normalize_by_std),
     }
     if estimator in ("grpo", "grpo_vectorized"):
         settings["norm_adv_by_std_in_grpo"] = normalize_by_std
