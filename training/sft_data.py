@@ -26,7 +26,7 @@ _COMPARED_CHARS = 200
 
 
 def read_recorded(paths: Sequence[str | Path], world: World) -> list[Trajectory]:
-    """All episodes of these files, and of the `*.jsonl` files in these folders.
+    """All episodes of these files, and of the trajectory files in these folders.
 
     Raises:
         TaudojoError: a path has no such file, a line is no trajectory, or its tokens are not of the run's tokenizer.
@@ -87,7 +87,8 @@ def split_by_task(trajectories: Sequence[Trajectory], fraction: float, seed: int
 def _files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+        inside = sorted(path.glob("*.jsonl*")) if path.is_dir() else []
+        found = [path] if path.is_file() else [file for file in inside if file.name.endswith((".jsonl", ".jsonl.zst"))]
         if not found:
             raise TaudojoError(f"sft.trajectories: {path} is no trajectory file, nor a folder with *.jsonl files in it")
         files += found

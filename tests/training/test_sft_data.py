@@ -27,8 +27,14 @@ def episodes(world: Any, task_sets: Any) -> list[Trajectory]:
 
 @pytest.fixture
 def recorded(tmp_path: Path, episodes: list[Trajectory]) -> Path:
-    """A file as a run writes it."""
-    return TrajectoryStore(tmp_path / "trajectories").write("grpo", 0, episodes)
+    """A file of plain lines."""
+    return write(tmp_path / "trajectories" / "grpo-0000.jsonl", episodes)
+
+
+def write(file: Path, episodes: list[Trajectory]) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(episode.to_json()) + "\n" for episode in episodes))
+    return file
 
 
 def test_recorded_tokens_are_trained_on_with_their_mask(world: Any, recorded: Path, episodes: list[Trajectory]):
@@ -37,8 +43,14 @@ def test_recorded_tokens_are_trained_on_with_their_mask(world: Any, recorded: Pa
     assert any(any(s.loss_mask) and not all(s.loss_mask) for s in samples)
 
 
+def test_what_a_run_stores_can_be_read(world: Any, tmp_path: Path, episodes: list[Trajectory]):
+    folder = tmp_path / "trajectories"
+    TrajectoryStore(folder).write("grpo", 0, episodes)
+    assert samples_of(read_recorded([folder], world)) == samples_of(episodes)
+
+
 def test_a_folder_stands_for_its_files(world: Any, recorded: Path, episodes: list[Trajectory]):
-    TrajectoryStore(recorded.parent).write("grpo", 1, episodes[:1])
+    write(recorded.with_name("grpo-0001.jsonl"), episodes[:1])
     ids = [t.transcript.task_id for t in read_recorded([recorded.parent], world)]
     assert ids == [t.transcript.task_id for t in [*episodes, episodes[0]]]
 
@@ -85,8 +97,9 @@ def test_a_line_that_cannot_be_trained_on_is_named(world: Any, recorded: Path, c
 
 
 def test_a_line_that_was_cut_off_is_named(world: Any, recorded: Path):
-    recorded.write_text(recorded.read_text()[:-500])
-    with pytest.raises(TaudojoError, match=r"grpo-0000\.jsonl:4: not a trajectory"):
+    first, second, *rest = recorded.read_text().splitlines(keepends=True)
+    recorded.write_text("".join([first, second[:-500] + "\n", *rest]))
+    with pytest.raises(TaudojoError, match=r"grpo-0000\.jsonl:2: not a trajectory"):
         read_recorded([recorded], world)
 
 

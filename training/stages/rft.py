@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from envs.types import Task
 from rollouts.store import TrajectoryStore
@@ -83,10 +83,27 @@ def run_rft(
             if spent() >= 1.0:
                 break
             label = f"round {number + 1}/{settings.rounds}"
-            if store.path(stage, number).is_file():
-                trajectories = store.read(stage, number)
-            else:
-                trajectories = _play(settings, seed, tasks, number, parts, stop, stage, progress_bar.update, label)
+            requests = requests_at(
+                tasks,
+                number,
+                seed,
+                groups=settings.tasks_per_round,
+                samples=settings.samples_per_task,
+                temperature=settings.temperature,
+                stage=stage,
+            )
+            trajectories = _stored(store, stage, number)
+            if len(trajectories) < len(requests):  # not played yet, or not to its end
+                played = 0
+
+                def on_done(_: Trajectory, number: int = number, label: str = label, total: int = len(requests)) -> None:
+                    nonlocal played
+                    played += 1
+                    progress_bar.update(number, f"{label}: {played}/{total} episodes")
+                    if stop.raised:
+                        raise Interrupted
+
+                trajectories = parts.pool.play(requests, on_done)
                 store.write(stage, number, trajectories)
                 counts = keep(trajectories, settings)[1]
                 folder.count("rft_sampled", sum(t.sampled_tokens for t in trajectories))
@@ -120,34 +137,9 @@ def run_rft(
     return state.step
 
 
-def _play(
-    settings: RFTSection,
-    seed: int,
-    tasks: Sequence[Task],
-    number: int,
-    parts: Parts,
-    stop: StopSignal,
-    stage: str,
-    report: Callable[[float, str], None],
-    label: str,
-) -> list[Trajectory]:
-    """The round's episodes. Raises Interrupted between two of them."""
-    requests = requests_at(
-        tasks,
-        number,
-        seed,
-        groups=settings.tasks_per_round,
-        samples=settings.samples_per_task,
-        temperature=settings.temperature,
-        stage=stage,
-    )
-    played = 0
-
-    def on_done(_: Trajectory) -> None:
-        nonlocal played
-        played += 1
-        report(number, f"{label}: {played}/{len(requests)} episodes")
-        if stop.raised:
-            raise Interrupted
-
-    return parts.pool.play(requests, on_done)
+def _stored(store: TrajectoryStore, stage: str, number: int) -> list[Trajectory]:
+    """The episodes of a round, as far as they were stored."""
+    try:
+        return store.read(stage, number)
+    except FileNotFoundError:
+        return []
