@@ -317,17 +317,6 @@ class RunConfig(Section):
     output_dir: str = "outputs"
     resume: str | None = None
 
-    @model_validator(mode="after")
-    def credit_has_actions(self) -> Self:
-        if self.grpo.enabled and self.algorithm.credit == "turn" and "actions" not in self.reward:
-            raise ValueError("algorithm.credit=turn tells turns apart by the action reward; set reward=actions or reward=mixed")
-        return self
-
-    @property
-    def plays(self) -> bool:
-        """Whether any stage needs an engine."""
-        return self.evaluate.enabled or self.rft.enabled or self.grpo.enabled or self.study is not None
-
     def limits(self) -> EpisodeLimits:
         e = self.env
         return EpisodeLimits(self.model.max_model_len, e.max_turn_tokens, e.max_steps, e.max_errors, e.max_repeats, e.deadline_s)
@@ -370,6 +359,17 @@ class RunConfig(Section):
     def dtype(self) -> str:
         """Deterministic runs compute in float32 on both sides."""
         return "float32" if self.deterministic else self.model.dtype
+
+    @model_validator(mode="after")
+    def credit_has_actions(self) -> Self:
+        if self.grpo.enabled and self.algorithm.credit == "turn" and "actions" not in self.reward:
+            raise ValueError("algorithm.credit=turn tells turns apart by the action reward; set reward=actions or reward=mixed")
+        return self
+
+    @property
+    def plays(self) -> bool:
+        """Whether any stage needs an engine."""
+        return self.evaluate.enabled or self.rft.enabled or self.grpo.enabled or self.study is not None
 
 
 def load(overrides: list[str]) -> RunConfig:

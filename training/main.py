@@ -160,7 +160,10 @@ class Session:
             stages += [("grpo", self.grpo), ("eval/after_grpo", self.evaluate)]
         if not self.config.evaluate.enabled:
             stages = [stage for stage in stages if stage[1] != self.evaluate]
-        return [*stages, ("export", self.export)]
+        stages.append(("export", self.export))
+        if self.config.checkpoints.best is not None:
+            stages.append(("export/best", self.export_best))
+        return stages
 
     # -- parts
 
@@ -366,16 +369,11 @@ class Session:
         self.folder.checkpoint(f"grpo-{steps:05d}", learner, {"stage": "grpo", "step": steps})
 
     def export(self, stage: str, stop: StopSignal) -> None:
-        """`final_model` and, the same files where no adapter was trained, `merged_model`; `best_model` where one is kept."""
+        """`final_model` and, the same files where no adapter was trained, `merged_model`."""
         final = self.export_model("final_model")
         merged = self.folder.path / "merged_model"
         shutil.rmtree(merged, ignore_errors=True)
         shutil.copytree(final, merged, copy_function=_link)
-        best = self.folder.best_checkpoint()
-        if best is not None:
-            ensure_whole(best)
-            self.learner.load(best)
-            self.export_model("best_model")
 
     def export_model(self, name: str) -> Path:
         """A Hugging Face folder with weights, tokenizer and chat template."""
@@ -388,6 +386,16 @@ class Session:
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         return final
+
+    def export_best(self, stage: str, stop: StopSignal) -> None:
+        """`best_model`: the checkpoint of `checkpoints.best`."""
+        best = self.folder.best_checkpoint()
+        if best is None:
+            console.print(f"  no checkpoint was taken where {self.config.checkpoints.best} was measured", soft_wrap=True)
+            return
+        ensure_whole(best)
+        self.learner.load(best)
+        self.export_model("best_model")
 
     def report(self) -> None:
         from rollouts.report import write_report

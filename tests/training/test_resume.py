@@ -125,7 +125,7 @@ def test_a_run_without_evaluation_trains_on_recorded_episodes_and_starts_no_engi
     assert "recorded episodes" in out
     assert list(losses(folder)) == [0, 1, 2]
     state = json.loads((folder / "state.json").read_text())
-    assert state["done"] == ["sft", "export"]
+    assert state["done"] == ["sft", "export", "export/best"]
     for name in ("final_model", "best_model", "sft_model"):
         assert (folder / name / "model.safetensors").is_file()
     assert (folder / "report.html").is_file()
