@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 import ray
 
+from rollouts.gold import gold_trajectories
+from rollouts.trajectory import EpisodeRequest
 from training import main as command
+from training.config import load
 from training.main import main
+from training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["+experiment=smoke", "cluster=local"]
@@ -138,6 +142,37 @@ def test_a_gpu_is_used_where_there_is_one_and_nothing_was_chosen(monkeypatch: py
     assert command.with_device_defaults(["seed=1"]) == (["seed=1", "cluster=gpu"] if gpu else ["seed=1"])
     assert command.with_device_defaults(["cluster=local"]) == ["cluster=local"]
     assert command.with_device_defaults(["resume=outputs/x"]) == ["resume=outputs/x"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ([], ["eval/before", "sft", "eval/after_sft", "grpo", "eval/after_grpo", "export"]),
+        (
+            ["rft.enabled=true", "checkpoints.best=grpo/reward/mean"],
+            ["eval/before", "sft", "eval/after_sft", "rft", "eval/after_rft", "grpo", "eval/after_grpo", "export", "export/best"],
+        ),
+        (["evaluate.enabled=false", "grpo.enabled=false"], ["sft", "export"]),
+        (["sft.enabled=false"], ["eval/before", "grpo", "eval/after_grpo", "export"]),
+    ],
+)
+def test_a_run_has_the_stages_that_are_enabled(tmp_path: Path, overrides: list[str], stages: list[str]):
+    config = load([*SMOKE, f"output_dir={tmp_path}", *overrides])
+    assert [stage for stage, _ in command.Session(config, RunFolder.create(config)).plan()] == stages
+
+
+def test_credit_by_turn_is_what_the_turns_of_the_run_s_reward_earned(world: Any, task_sets: Any, tmp_path: Path):
+    config = load([*SMOKE, f"output_dir={tmp_path}", "algorithm.credit=turn"])
+    session = command.Session(config, RunFolder.create(config))
+    session.world = world
+    (episode,) = gold_trajectories(world, task_sets.heldout[:1])
+    credit = session.credit()
+    assert credit is not None
+    earned = credit(EpisodeRequest(task_sets.heldout[0], seed=0, stage="grpo"), episode)
+    assert len(earned) == len(episode.segments[0].versions)
+    assert sum(earned) == pytest.approx(episode.reward.total) and sum(value > 0 for value in earned) > 0
+    by_outcome = load([*SMOKE, f"output_dir={tmp_path}"])
+    assert command.Session(by_outcome, RunFolder.create(by_outcome)).credit() is None
 
 
 def test_the_process_ends_with_status_2_and_without_a_traceback_from_any_folder(tmp_path: Path):
