@@ -171,7 +171,7 @@ class Session:
         """Ray, the rollout workers and the learner, side by side, both with the newest weights."""
         from rollouts.events import event_settings
         from rollouts.worker import build_world
-        from training.sync import WeightSync
+        from training.sync import NoEngines, WeightSync
 
         start_ray(self.config)
         console.print(f"starting {'the rollout engine and ' * self.config.plays}the learner …")
@@ -182,8 +182,9 @@ class Session:
             self.pool, self.learner = pool.result(), learner.result()
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
-        prompts = self.probe_prompts() if self.config.plays else []
-        self.sync = WeightSync(self.learner, self.pool, prompts, self.config.dtype)
+        self.sync = (
+            WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
+        )
         newest = self.folder.newest_checkpoint()
         if newest is not None:
             console.print(f"loading {_shown(newest)}", soft_wrap=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from envs.types import Task
 from rollouts.store import TrajectoryStore
-from rollouts.trajectory import Trajectory
+from rollouts.trajectory import EpisodeRequest, Trajectory
 from training.config import RFTSection
 from training.progress import bar
 from training.run import Interrupted, RunFolder, StopSignal
@@ -22,6 +22,19 @@ from training.sampling import requests_at
 from training.stages.grpo import Parts, episode_metrics
 from training.stages.sft import Budget, batch_at, samples_of
 from training.tracking import Tracker
+
+
+def requests_of(settings: RFTSection, tasks: Sequence[Task], number: int, seed: int, stage: str = "rft") -> list[EpisodeRequest]:
+    """The episodes of a round."""
+    return requests_at(
+        tasks,
+        number,
+        seed,
+        groups=settings.tasks_per_round,
+        samples=settings.samples_per_task,
+        temperature=settings.temperature,
+        stage=stage,
+    )
 
 
 def keep(trajectories: Sequence[Trajectory], settings: RFTSection) -> tuple[list[Trajectory], dict[str, float]]:
@@ -83,15 +96,7 @@ def run_rft(
             if spent() >= 1.0:
                 break
             label = f"round {number + 1}/{settings.rounds}"
-            requests = requests_at(
-                tasks,
-                number,
-                seed,
-                groups=settings.tasks_per_round,
-                samples=settings.samples_per_task,
-                temperature=settings.temperature,
-                stage=stage,
-            )
+            requests = requests_of(settings, tasks, number, seed, stage)
             trajectories = _stored(store, stage, number)
             if len(trajectories) < len(requests):  # not played yet, or not to its end
                 played = 0
