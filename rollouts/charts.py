@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-STAGES = {"before": "before", "after_sft": "after SFT", "after_grpo": "after GRPO"}
+STAGES = {"before": "before", "after_sft": "after SFT", "after_rft": "after RFT", "after_grpo": "after GRPO"}
+#: Stages that most runs leave out: shown where they were evaluated.
+OPTIONAL = ("after_rft",)
 SETS = {"heldout": "Held-out generated tasks", "test": "Official τ² test tasks"}
 SCORES = {
     "well_formed": "well-formed\ncalls",
@@ -36,12 +38,21 @@ class Theme:
     ground: str
     ink: str
     faint: str
-    stages: tuple[str, str, str]
+    stages: tuple[str, str, str, str]
     lines: tuple[str, str, str, str]
 
 
-LIGHT = Theme("#ffffff", "#1c2530", "#d9dee5", ("#a9b4c0", "#3b7dd8", "#e0762f"), ("#3b7dd8", "#e0762f", "#2c9c73", "#8a63c9"))
-DARK = Theme("#161b22", "#dce3ea", "#323b46", ("#66727f", "#5b9bf0", "#f0924f"), ("#5b9bf0", "#f0924f", "#46bd90", "#a98be0"))
+LIGHT = Theme(
+    "#ffffff", "#1c2530", "#d9dee5", ("#a9b4c0", "#3b7dd8", "#2c9c73", "#e0762f"), ("#3b7dd8", "#e0762f", "#2c9c73", "#8a63c9")
+)
+DARK = Theme(
+    "#161b22", "#dce3ea", "#323b46", ("#66727f", "#5b9bf0", "#46bd90", "#f0924f"), ("#5b9bf0", "#f0924f", "#46bd90", "#a98be0")
+)
+
+
+def shown(blocks: Blocks) -> list[str]:
+    """The stages that have a place in charts and tables."""
+    return [stage for stage in STAGES if stage not in OPTIONAL or blocks.get(stage)]
 
 
 def draw(blocks: Blocks, rows: Rows, seconds: Mapping[str, float], theme: Theme = LIGHT, dpi: int = 120) -> bytes:
@@ -91,7 +102,7 @@ def draw(blocks: Blocks, rows: Rows, seconds: Mapping[str, float], theme: Theme 
             order = sorted(range(len(labels)), key=lambda i: labels[i] == _FLOOR)
             top.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside upper right", ncols=len(order))
         left, right = middle.subplots(1, 2)
-        _sft_loss(left, _series_of(rows, "sft"), theme)
+        _sft_loss(left, _series_of(rows, "sft"), _series_of(rows, "rft"), theme)
         _grpo_reward(right, _series_of(rows, "grpo"), theme)
         health, time = bottom.subfigures(1, 2)
         _policy_health(health, _series_of(rows, "grpo"), theme)
@@ -126,15 +137,17 @@ def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
     if not present:
         _empty(ax, "not evaluated yet")
         return
-    width = 0.8 / len(STAGES)
-    for i, stage in enumerate(STAGES):
+    stages = shown(blocks)
+    width = 0.8 / len(stages)
+    for i, stage in enumerate(stages):
+        colour = theme.stages[list(STAGES).index(stage)]
         block = blocks.get(stage, {}).get(task_set) or {}
         for x, name in enumerate(SCORES):
             if not is_number(value := block.get(name)):
                 continue
-            at = x + (i - 1) * width
+            at = x + (i - (len(stages) - 1) / 2) * width
             label = STAGES[stage] if name == next(k for k in SCORES if is_number(block.get(k))) else None
-            ax.bar(at, value, width * 0.9, color=theme.stages[i], label=label)
+            ax.bar(at, value, width * 0.9, color=colour, label=label)
             low, high = (block.get("ci95") or {}).get(name) or (value, value)
             if high > low:
                 ax.errorbar(at, value, [[max(value - low, 0)], [max(high - value, 0)]], color=theme.ink, lw=1, capsize=2)
@@ -153,17 +166,22 @@ def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
     ax.tick_params(length=0)
 
 
-def _sft_loss(ax: Axes, sft: Series, theme: Theme) -> None:
+def _sft_loss(ax: Axes, sft: Series, rft: Series, theme: Theme) -> None:
     ax.set_title("SFT loss (nats per token)")
     steps, loss = sft.get("loss")
     held_steps, held = sft.get("heldout_loss")
-    if not steps and not held_steps:
+    rft_steps, rft_loss = rft.get("loss")
+    if not steps and not held_steps and not rft_steps:
         _empty(ax, "no SFT steps")
         return
-    ax.plot(steps, loss, color=theme.lines[0], alpha=0.3, lw=1)
-    ax.plot(steps, smooth(loss), color=theme.lines[0], label="training (smoothed)")
+    if steps:
+        ax.plot(steps, loss, color=theme.lines[0], alpha=0.3, lw=1)
+        ax.plot(steps, smooth(loss), color=theme.lines[0], label="training (smoothed)")
     if held:
         ax.plot(held_steps, held, "o-", ms=4, color=theme.lines[1], label="held-out")
+    if rft_steps:
+        after = max(steps, default=-1.0) + 1
+        ax.plot([after + step for step in rft_steps], smooth(rft_loss), color=theme.lines[2], label="RFT (smoothed)")
     ax.set_xlabel("optimizer step")
     ax.set_ylim(bottom=0)
     ax.legend()

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rollouts.charts import DARK, LIGHT, SETS, STAGES, draw, is_number
+from rollouts.charts import DARK, LIGHT, SETS, STAGES, draw, is_number, shown
 
 SAMPLE_TASKS = 4
 MAX_MESSAGE_CHARS = 3000
@@ -109,22 +109,23 @@ def _duration(seconds: object) -> str | None:
 
 
 def _notice(blocks: Mapping[str, Mapping[str, Any]]) -> str:
-    missing = [STAGES[stage] for stage in STAGES if not blocks[stage]]
+    missing = [STAGES[stage] for stage in shown(blocks) if not blocks[stage]]
     if not missing:
         return ""
     return f"<p class=notice>Not evaluated in this run (yet): {escape(', '.join(missing))}.</p>"
 
 
 def _table(blocks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    groups = "".join(f"<th colspan={len(STAGES)} class=group>{escape(title)}</th>" for title in SETS.values())
+    columns = shown(blocks)
+    groups = "".join(f"<th colspan={len(columns)} class=group>{escape(title)}</th>" for title in SETS.values())
     stages = "".join(
-        f"<th{' class=group' if i == 0 else ''}>{escape(s)}</th>" for _ in SETS for i, s in enumerate(STAGES.values())
+        f"<th{' class=group' if i == 0 else ''}>{escape(STAGES[stage])}</th>" for _ in SETS for i, stage in enumerate(columns)
     )
     body = ""
     for key, label in _ROWS.items():
         cells = ""
         for task_set in SETS:
-            for i, stage in enumerate(STAGES):
+            for i, stage in enumerate(columns):
                 cells += f"<td{' class=group' if i == 0 else ''}>{_cell(blocks[stage].get(task_set) or {}, key)}</td>"
         body += f"<tr class={'floor' if key.startswith('noop') else 'row'}><th>{escape(label)}</th>{cells}</tr>\n"
     return f"<table><thead><tr><th></th>{groups}</tr><tr><th></th>{stages}</tr></thead><tbody>{body}</tbody></table>"

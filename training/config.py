@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from envs.errors import TaudojoError
 from rewards.audit import Reason
@@ -106,7 +106,17 @@ class LearnerSection(Section):
 
 
 class AlgorithmSection(Section):
-    advantage: Literal["grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo"] = "grpo"
+    advantage: Literal[
+        "grpo",
+        "grpo_vectorized",
+        "grpo_passk",
+        "rloo",
+        "rloo_vectorized",
+        "opo",
+        "gpg",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+    ] = "grpo"
     normalize_by_std: bool = True
     loss: Literal["vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo"] = (
         "vanilla"
@@ -118,9 +128,29 @@ class AlgorithmSection(Section):
     clip_high: float = 0.28
     clip_c: float = 3.0
     tis_cap: float | None = 2.0
+    # Tokens whose exp(learner − sampler) lies outside are left out of the policy loss; null leaves none out. At the level of a
+    # sequence the geometric mean over its tokens decides for all of them.
+    mask_below: float | None = Field(None, gt=0)
+    mask_above: float | None = Field(None, gt=0)
+    mask_level: Literal["token", "sequence"] = "token"
     dro_beta: float = Field(0.05, gt=0)
     kl_coef: float = Field(0.0, ge=0)
     kl_estimator: Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "k1+", "k3+"] = "low_var_kl"
+    # `loss`: KL is a term of the loss, token by token. `reward`: it is taken off the episode's reward, summed over its tokens.
+    kl_in: Literal["loss", "reward"] = "loss"
+    # `outcome`: every token of an episode has the episode's advantage. `turn`: a turn's tokens have that of what was earned from
+    # this turn on (training/credit.py).
+    credit: Literal["outcome", "turn"] = "outcome"
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.credit == "turn" and self.advantage not in ("grpo", "grpo_vectorized"):
+            raise ValueError(f"credit=turn compares turns as grpo does; set advantage=grpo (it is {self.advantage})")
+        if self.credit == "turn" and self.kl_in == "reward" and self.kl_coef > 0:
+            raise ValueError("kl_in=reward charges episodes, credit=turn rewards turns; choose kl_in=loss or credit=outcome")
+        if self.mask_below is not None and self.mask_above is not None and self.mask_below >= self.mask_above:
+            raise ValueError(f"mask_below ({self.mask_below}) must be less than mask_above ({self.mask_above})")
+        return self
 
     def loss_config(self) -> PolicyLossConfig:
         return PolicyLossConfig(
@@ -130,8 +160,11 @@ class AlgorithmSection(Section):
             clip_high=self.clip_high,
             clip_c=self.clip_c,
             tis_cap=self.tis_cap,
+            mask_below=self.mask_below,
+            mask_above=self.mask_above,
+            mask_level=self.mask_level,
             dro_beta=self.dro_beta,
-            kl_coef=self.kl_coef,
+            kl_coef=self.kl_coef if self.kl_in == "loss" else 0.0,
             kl_estimator=self.kl_estimator,
         )
 
@@ -156,14 +189,23 @@ class TrackingSection(Section):
 
 
 class CheckpointsSection(Section):
-    """`keep`: how many of the last checkpoints stay on disk, besides the one where SFT ended."""
+    """`keep`: how many of the last checkpoints stay on disk, besides those where SFT and RFT ended.
+
+    `best`: a metric as `stage/name`, for example `grpo/reward/mean`. The checkpoint where it was best stays too: where it was
+    least if its name ends in `loss`, else greatest.
+    """
 
     keep: int = Field(1, ge=1)
+    best: str | None = Field(None, pattern=r"^(sft|rft|grpo)/.+$")
 
 
 class EvaluateSection(Section):
-    """`test`: the official test split is played (0 leaves it out, a number takes the first so many)."""
+    """`test`: the official test split is played (0 leaves it out, a number takes the first so many).
 
+    `enabled` false plays nothing; a run that has SFT only then starts no engine.
+    """
+
+    enabled: bool = True
     test: int | None = Field(None, ge=0)
     heldout: int = Field(64, ge=1)
     heldout_kinds: list[str] | None = None
@@ -171,7 +213,7 @@ class EvaluateSection(Section):
 
 
 class TrainingStage(Section):
-    """What SFT and GRPO share: a budget."""
+    """What SFT, RFT and GRPO share: a budget."""
 
     stage: ClassVar[str]
     enabled: bool = True
@@ -189,6 +231,11 @@ class SFTSection(TrainingStage):
     """Stops at `seconds` or `steps`, whichever comes first; the learning rate follows a cosine over that budget."""
 
     stage: ClassVar[str] = "sft"
+    gold: bool = True  # the expert's episodes of the training tasks
+    trajectories: list[str] = Field(default_factory=list)  # files as runs write under trajectories/, or folders of such files
+    min_reward: float | None = None  # of the episodes in these files; null takes all
+    heldout_fraction: float = Field(0.0, ge=0, lt=1)  # of the tasks; their episodes are measured, never trained on
+    heldout_steps: int = Field(20, ge=1)  # measured every so many steps, and at the end
     tasks: int = Field(1200, ge=1)
     kinds: list[str] | None = None
     official_train: bool = True
@@ -196,6 +243,44 @@ class SFTSection(TrainingStage):
     lr: float = Field(5e-4, gt=0)
     final_lr: float = Field(0.1, ge=0, le=1)
     warmup_steps: int = Field(5, ge=0)
+    checkpoint_steps: int | None = Field(None, ge=1)  # null: only where the stage ends or is interrupted
+
+    @field_validator("trajectories", mode="before")
+    @classmethod
+    def one_or_more(cls, value: Any) -> Any:
+        """`sft.trajectories=PATH` is a list of one."""
+        return [value] if isinstance(value, str) else [] if value is None else value
+
+    @model_validator(mode="after")
+    def something_to_train_on(self) -> Self:
+        if self.enabled and not self.gold and not self.trajectories:
+            raise ValueError("sft.gold=false leaves nothing to train on; name files in sft.trajectories")
+        return self
+
+
+class RFTSection(TrainingStage):
+    """`rounds` times: play `tasks_per_round` × `samples_per_task` episodes, keep the good ones, train on them as SFT does.
+
+    Ends earlier where `seconds` or `steps` (optimizer steps, of all rounds) are spent.
+    """
+
+    stage: ClassVar[str] = "rft"
+    enabled: bool = False
+    rounds: int = Field(2, ge=1)
+    tasks_per_round: int = Field(32, ge=1)
+    samples_per_task: int = Field(4, ge=1)
+    kinds: list[str] | None = None
+    temperature: float = Field(1.0, gt=0)
+    threshold: float = 0.9  # least reward of an episode that is kept
+    keep_per_task: int = Field(2, ge=1)  # at most so many of a task, no two with the same calls
+    epochs: int = Field(1, ge=1)  # over a round's kept episodes
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def bounded(self) -> Self:
+        return self  # by its rounds
 
 
 class GRPOSection(TrainingStage):
@@ -211,11 +296,18 @@ class GRPOSection(TrainingStage):
     updates_per_step: int = Field(1, ge=1)
     negative_weight: float = Field(1.0, ge=0)  # factor on negative advantages
     drop_flat_groups: bool = True  # leave out episodes whose advantage is zero
+    refill: int = Field(0, ge=0)  # play other groups in place of those without a signal, at most so many in a step
     train_per_group: int | None = Field(None, ge=2)  # train on so many of a group, those whose rewards vary most; null: on all
     # `reset` forgets SFT's optimizer. `keep` goes on with Adam's second moments: policy gradients are far smaller than SFT's, and
     # a fresh Adam divides them by their own size, noise and all.
     adam_second_moments: Literal["reset", "keep"] = "reset"
     checkpoint_steps: int = Field(5, ge=1)
+
+    @model_validator(mode="after")
+    def refill_replaces(self) -> Self:
+        if self.refill and not self.drop_flat_groups:
+            raise ValueError("grpo.refill replaces groups that grpo.drop_flat_groups drops; set it to true")
+        return self
 
 
 class StudySection(Section):
@@ -243,6 +335,7 @@ class RunConfig(Section):
     checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
     evaluate: EvaluateSection
     sft: SFTSection
+    rft: RFTSection = Field(default_factory=RFTSection)
     grpo: GRPOSection
     study: StudySection | None = None
     name: str = "run"
@@ -314,6 +407,17 @@ class RunConfig(Section):
         """Deterministic runs compute in float32 on both sides."""
         return "float32" if self.deterministic else self.model.dtype
 
+    @model_validator(mode="after")
+    def credit_has_actions(self) -> Self:
+        if self.grpo.enabled and self.algorithm.credit == "turn" and "actions" not in self.reward:
+            raise ValueError("algorithm.credit=turn tells turns apart by the action reward; set reward=actions or reward=mixed")
+        return self
+
+    @property
+    def plays(self) -> bool:
+        """Whether any stage needs an engine."""
+        return self.evaluate.enabled or self.rft.enabled or self.grpo.enabled or self.study is not None
+
 
 def load(overrides: list[str]) -> RunConfig:
     """Composes and validates. Raises TaudojoError that names the wrong key or experiment and the nearest right one."""
@@ -380,5 +484,7 @@ def _composition_message(error: Exception, overrides: list[str]) -> str:
         if override.startswith("experiment="):
             return f"an experiment is added to the base configuration: write +{override}"
         if f"'{key}'" in text or f"'{key.split('.')[-1]}'" in text or override in text:
+            if key in known_keys():
+                return f"{key}: the value cannot be read; quote it, as in '{key}=\"…\"'"
             return f"there is no config key {key}{_nearest(key, known_keys())}"
     return f"the configuration cannot be composed: {text.splitlines()[0]}"

@@ -7,6 +7,7 @@ what is here picks them by name, adds the sampler's importance weights, and meas
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,9 @@ from training.learner.base import LossFn, LossInputs, LossOutputs
 class PolicyLossConfig:
     """`name` and `aggregation` are verl's; `tis_cap` truncates exp(learner − sampler) per token, None leaves it out.
 
+    `mask_below` and `mask_above` leave tokens out of the policy loss whose exp(learner − sampler) lies outside; with
+    `mask_level="sequence"` all tokens of a sample whose geometric mean does.
+
     `clip_low` and `clip_high` bound the ratio's distance from 1, in `geo_mean` its logarithm, and in `dppo_tv` and `dppo_kl` the
     divergence of a token's probability. `dro_beta` weighs the square of the log-ratio in `dro`.
     """
@@ -35,6 +39,9 @@ class PolicyLossConfig:
     clip_high: float = 0.28
     clip_c: float = 3.0
     tis_cap: float | None = 2.0
+    mask_below: float | None = None
+    mask_above: float | None = None
+    mask_level: str = "token"
     dro_beta: float = 0.05
     kl_coef: float = 0.0
     kl_estimator: str = "low_var_kl"
@@ -55,11 +62,12 @@ def sft_loss(inputs: LossInputs) -> LossOutputs:
 
 
 def policy_loss(config: PolicyLossConfig) -> LossFn:
-    """The named policy loss × truncated importance weights (+ KL to the reference).
+    """The named policy loss × truncated importance weights, without masked tokens (+ KL to the reference).
 
     On-policy batches carry no `old_logprobs`: the ratio is then exp(logprob − its own detached value) = 1, and the gradient is
     the policy gradient. The importance weight min(exp(old − sampler), cap) corrects for the engine's different arithmetic
-    (Yao et al. 2025, "truncated importance sampling").
+    (Yao et al. 2025, "truncated importance sampling"). Where the two differ too much, a token or a sample can be left out instead
+    (masked importance sampling; Ling team 2025, "IcePop", arXiv 2510.18855): the batch is still divided by all of its tokens.
     """
     algos = core_algos()
     known = sorted(algos.POLICY_LOSS_REGISTRY)
@@ -74,11 +82,12 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
         gap = (old - inputs.sampler_logprobs_BT) * mask
         weights = torch.exp(gap.clamp(-20, 20))
         truncated = weights.clamp(max=config.tis_cap) if config.tis_cap is not None else None
+        trusted = mask * _within(config, gap, mask)
         value, details = algos.get_policy_loss_fn(config.name)(
             old_log_prob=old,
             log_prob=inputs.logprobs_BT,
             advantages=inputs.advantages_BT,
-            response_mask=mask,
+            response_mask=trusted,
             loss_agg_mode=config.aggregation,
             config=_actor_config(config, inputs),
             rollout_is_weights=truncated,
@@ -91,6 +100,7 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
             "sampler_gap": (gap.abs() * mask).sum(),
             "max/sampler_ratio": (weights * mask).max(),
             "tis_truncated": ((weights > (config.tis_cap or float("inf"))) * mask).sum(),
+            "sampler_masked": (mask - trusted).sum(),
             "ratio": (torch.exp((inputs.logprobs_BT.detach() - old).clamp(-20, 20)) * mask).sum(),
         }
         for name, number in details.items():  # verl reports means over the micro-batch; ours are sums
@@ -102,6 +112,25 @@ def policy_loss(config: PolicyLossConfig) -> LossFn:
         return LossOutputs(value, metrics)
 
     return loss
+
+
+def kl_per_token(logprobs: Sequence[float], reference_logprobs: Sequence[float], estimator: str) -> list[float]:
+    """verl's estimate, by that name, of KL(policy ‖ reference) at each sampled token; in nats."""
+    values = core_algos().kl_penalty(torch.tensor(logprobs), torch.tensor(reference_logprobs), estimator)
+    return [float(x) for x in values]
+
+
+def _within(config: PolicyLossConfig, gap_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 where the learner's and the sampler's probabilities agree well enough, else 0; `[samples, tokens]`."""
+    if config.mask_level == "sequence":
+        mean = (gap_BT * mask_BT).sum(-1, keepdim=True) / mask_BT.sum(-1, keepdim=True).clamp(min=1)
+        gap_BT = mean.expand_as(gap_BT)
+    inside = torch.ones_like(gap_BT)
+    if config.mask_below is not None:
+        inside = inside * (gap_BT >= math.log(config.mask_below))
+    if config.mask_above is not None:
+        inside = inside * (gap_BT <= math.log(config.mask_above))
+    return inside
 
 
 def _actor_config(config: PolicyLossConfig, inputs: LossInputs) -> Any:
@@ -138,7 +167,8 @@ def advantages(
     """One advantage per trajectory from its reward and group, by verl's estimator of that name.
 
     Only outcome estimators (one scalar for a trajectory) are supported here: the result is the same on every token. `tokens_B`,
-    the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length; without it all are equally long.
+    the tokens that the policy wrote, is read by `opo`, whose baseline weighs rewards by length, and by `reinforce_plus_plus` and
+    its `_baseline`, which whiten over tokens; without it all are equally long.
     """
     algos = core_algos()
     known = sorted(algos.ADV_ESTIMATOR_REGISTRY)
@@ -147,9 +177,14 @@ def advantages(
     lengths = torch.tensor(tokens_B if tokens_B is not None else [1] * len(rewards_B)).clamp(min=1)
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).float()
     scores = torch.zeros_like(mask)
-    scores[:, 0] = torch.tensor(rewards_B, dtype=torch.float32)
-    settings: dict[str, Any] = {"token_level_rewards": scores, "response_mask": mask, "index": np.asarray(groups_B)}
-    if estimator.startswith("grpo"):
+    scores[torch.arange(len(scores)), lengths - 1] = torch.tensor(rewards_B, dtype=torch.float32)
+    settings: dict[str, Any] = {
+        "token_level_rewards": scores,
+        "response_mask": mask,
+        "index": np.asarray(groups_B),
+        "config": algos.AlgoConfig(gamma=1.0, norm_adv_by_std_in_grpo=normalize_by_std),
+    }
+    if estimator in ("grpo", "grpo_vectorized"):
         settings["norm_adv_by_std_in_grpo"] = normalize_by_std
     result: Tensor = algos.get_adv_estimator_fn(estimator)(**settings)[0]
     return [float(x) for x in result[:, 0]]

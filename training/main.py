@@ -1,4 +1,4 @@
-"""The run: evaluate, SFT, evaluate, GRPO, evaluate, report.
+"""The run: evaluate, SFT, evaluate, RFT, evaluate, GRPO, evaluate, report. Stages that are not enabled are left out.
 
     python -m training.main +experiment=grpo
     python -m training.main resume=outputs/grpo-20261120-101500
@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,11 +34,13 @@ from training.config import RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console
 from training.resources import GIB, check_resources
-from training.run import SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
+from training.run import RFT_CHECKPOINT, SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
 
 if TYPE_CHECKING:
     from rollouts.events import EventSettings
     from rollouts.scheduler import RolloutPool
+    from rollouts.trajectory import EpisodeRequest, Trajectory
+    from training.learner.base import Sample
     from training.learner.group import LearnerGroup
 
 EXIT_USER_ERROR = 2
@@ -152,9 +154,16 @@ class Session:
         stages: list[tuple[str, Any]] = [("eval/before", self.evaluate)]
         if self.config.sft.enabled:
             stages += [("sft", self.sft), ("eval/after_sft", self.evaluate)]
+        if self.config.rft.enabled:
+            stages += [("rft", self.rft), ("eval/after_rft", self.evaluate)]
         if self.config.grpo.enabled:
             stages += [("grpo", self.grpo), ("eval/after_grpo", self.evaluate)]
-        return [*stages, ("export", self.export)]
+        if not self.config.evaluate.enabled:
+            stages = [stage for stage in stages if stage[1] != self.evaluate]
+        stages.append(("export", self.export))
+        if self.config.checkpoints.best is not None:
+            stages.append(("export/best", self.export_best))
+        return stages
 
     # -- parts
 
@@ -162,10 +171,10 @@ class Session:
         """Ray, the rollout workers and the learner, side by side, both with the newest weights."""
         from rollouts.events import event_settings
         from rollouts.worker import build_world
-        from training.sync import WeightSync
+        from training.sync import NoEngines, WeightSync
 
         start_ray(self.config)
-        console.print("starting the rollout engine and the learner …")
+        console.print(f"starting {'the rollout engine and ' * self.config.plays}the learner …")
         with_threads = ThreadPoolExecutor(2)
         try:
             pool, learner = with_threads.submit(self.start_pool), with_threads.submit(self.start_learner)
@@ -173,7 +182,9 @@ class Session:
             self.pool, self.learner = pool.result(), learner.result()
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
-        self.sync = WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype)
+        self.sync = (
+            WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
+        )
         newest = self.folder.newest_checkpoint()
         if newest is not None:
             console.print(f"loading {_shown(newest)}", soft_wrap=True)
@@ -185,6 +196,8 @@ class Session:
         from rollouts.scheduler import RolloutPool
 
         cluster = self.config.cluster
+        if not self.config.plays:
+            return RolloutPool([], self.config.rollout.max_concurrent)
         pool = RolloutPool.start(
             world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)),
             self.config.engine(self.model_path),
@@ -258,22 +271,51 @@ class Session:
     def sft(self, stage: str, stop: StopSignal) -> None:
         from training.stages.sft import run_sft
 
-        learner, samples = self.learner, self.gold()
-        steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop)
+        learner, (samples, heldout) = self.learner, self.sft_samples()
+        steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop, heldout=heldout)
         self.folder.checkpoint("sft", learner, {"stage": "sft", "step": steps})
         self.export_model("sft_model")
         self.sync.run()
 
-    def gold(self) -> list[Any]:
-        """The SFT data: the expert's episodes of the training tasks."""
+    def sft_samples(self) -> tuple[list[Sample], list[Sample]]:
+        """The SFT data, to train on and held out: the expert's episodes of the training tasks, recorded ones, or both."""
         from rollouts.gold import gold_trajectories
+        from training.sft_data import split_by_task
         from training.stages.sft import samples_of
 
-        samples = samples_of(gold_trajectories(self.world, self.tasks.sft))
-        if not samples:
+        settings = self.config.sft
+        trajectories = gold_trajectories(self.world, self.tasks.sft) if settings.gold else []
+        if settings.gold and not trajectories:
             raise self.nothing_fits()
-        console.print(f"  {len(samples)} gold episodes, {sum(len(s.token_ids) for s in samples) / len(samples):.0f} tokens each")
-        return samples
+        trajectories += self.recorded()
+        train, heldout = split_by_task(trajectories, settings.heldout_fraction, self.config.seed)
+        samples = samples_of(train)
+        told = f"{len(train)} {'gold' if settings.gold else 'recorded'} episodes"
+        if settings.gold and settings.trajectories:
+            told = f"{len(train)} gold and recorded episodes"
+        held = f", {len(heldout)} of other tasks held out" if heldout else ""
+        console.print(f"  {told}, {sum(t.tokens for t in train) / len(train):.0f} tokens each{held}")
+        return samples, samples_of(heldout)
+
+    def recorded(self) -> list[Trajectory]:
+        """The usable episodes of `sft.trajectories`."""
+        from training.sft_data import read_recorded, usable
+
+        settings = self.config.sft
+        if not settings.trajectories:
+            return []
+        evaluated = {task.id for task in [*self.tasks.test, *self.tasks.heldout]} if self.config.evaluate.enabled else set()
+        kept, left_out = usable(
+            read_recorded(settings.trajectories, self.world),
+            max_tokens=self.config.model.max_model_len,
+            min_reward=settings.min_reward,
+            unseen=evaluated,
+        )
+        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
+        if not kept:
+            raise TaudojoError(f"sft.trajectories: no episode can be trained on (left out: {reasons})")
+        console.print(f"  {len(kept)} recorded episodes (left out: {reasons})")
+        return kept
 
     def nothing_fits(self) -> TaudojoError:
         """The error of a run whose expert has no room."""
@@ -282,13 +324,30 @@ class Session:
             f"{self.config.env.max_steps} turns; raise model.max_model_len or env.max_steps, or set env.prompt=compact"
         )
 
+    def rft(self, stage: str, stop: StopSignal) -> None:
+        from training.stages.grpo import Parts
+        from training.stages.rft import run_rft
+
+        parts = Parts(self.pool, self.learner, self.sync)
+        steps = run_rft(self.config.rft, self.config.seed, self.tasks.rft, parts, self.store, self.folder, self.tracker, stop)
+        self.folder.checkpoint("rft", self.learner, {"stage": "rft", "step": steps})
+
+    def credit(self) -> Callable[[EpisodeRequest, Trajectory], list[float]] | None:
+        """What each turn of an episode earned, where `algorithm.credit` asks for it."""
+        from rewards.credit import turn_credit
+
+        if self.config.algorithm.credit == "outcome":
+            return None
+        of_turns = turn_credit(self.config.reward)
+        return lambda request, played: of_turns(request.task, played.transcript, self.world.new_env(request), played.reward.total)
+
     def grpo(self, stage: str, stop: StopSignal) -> None:
         from training.stages.grpo import Parts, begin_optimizer, run_grpo
 
         config, learner = self.config, self.learner
         resumed = self.folder.state.step > 0
         if config.algorithm.kl_coef > 0:  # the reference is the policy that this stage started from
-            start = self.folder.path / SFT_CHECKPOINT
+            start = self.folder.path / (RFT_CHECKPOINT if config.rft.enabled else SFT_CHECKPOINT)
             if resumed and start.is_dir():
                 ensure_whole(start)
                 learner.load(start)
@@ -302,7 +361,7 @@ class Session:
             config.algorithm,
             config.seed,
             self.tasks.grpo,
-            Parts(self.pool, learner, self.sync),
+            Parts(self.pool, learner, self.sync, self.credit()),
             self.store,
             self.folder,
             self.tracker,
@@ -332,6 +391,16 @@ class Session:
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         return final
+
+    def export_best(self, stage: str, stop: StopSignal) -> None:
+        """`best_model`: the checkpoint of `checkpoints.best`."""
+        best = self.folder.best_checkpoint()
+        if best is None:
+            console.print(f"  no checkpoint was taken where {self.config.checkpoints.best} was measured", soft_wrap=True)
+            return
+        ensure_whole(best)
+        self.learner.load(best)
+        self.export_model("best_model")
 
     def report(self) -> None:
         from rollouts.report import write_report
@@ -406,11 +475,12 @@ def print_summary(folder: RunFolder) -> None:
     for stage, blocks in folder.state.blocks.items():
         for name, block in blocks.items():
             table.add_row(f"{stage} {name}", *(f"{block[k]:.3f}" if block[k] is not None else "–" for k in keys))
-    console.print(table)
+    if folder.state.blocks:
+        console.print(table)
     seconds = folder.state.seconds
     console.print(
         "seconds: "
-        + ", ".join(f"{name} {seconds[name]:.0f}" for name in ("setup", "sft", "grpo", "eval", "total") if name in seconds)
+        + ", ".join(f"{name} {seconds[name]:.0f}" for name in ("setup", "sft", "rft", "grpo", "eval", "total") if name in seconds)
     )
     console.print(f"report: {_shown(folder.path / 'report.html')}", soft_wrap=True)
 

@@ -62,7 +62,7 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     units = tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
     bytes_each = _LEARNER_BYTES if config.learner.lora.rank is None else _LORA_BYTES
     return {
-        "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers,
+        "KV cache": config.rollout.kv_cache_gib * config.cluster.rollout_workers * config.plays,
         "object store": config.cluster.object_store_gib,
         "learner": (parameters * bytes_each + units * _ACTIVATION_BYTES) / GIB + 1.0,
         "processes and engine": _PROCESSES_GIB + 2 * weights / GIB,

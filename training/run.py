@@ -10,10 +10,11 @@ its manifest (`checkpoints.py`).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,8 +27,9 @@ from training.checkpoints import damage, seal
 from training.config import RunConfig, validate
 from training.learner.group import LearnerGroup
 
-#: Kept for good: GRPO variants and studies start from it.
-SFT_CHECKPOINT = "checkpoint-sft"
+#: Kept for good: later stages, GRPO variants and studies start from them.
+SFT_CHECKPOINT, RFT_CHECKPOINT = "checkpoint-sft", "checkpoint-rft"
+STARTING_POINTS = (SFT_CHECKPOINT, RFT_CHECKPOINT)
 
 
 @dataclass
@@ -39,6 +41,7 @@ class RunState:
     stage_seconds: float = 0.0  # spent in the stage under way, for its time budget
     checkpoint: str | None = None  # folder name of the newest whole checkpoint
     kept: list[dict[str, Any]] = field(default_factory=list)  # a `Place` for each checkpoint on disk, oldest first
+    best: dict[str, Any] = field(default_factory=dict)  # `name` of the best checkpoint, its `metric` and `value`
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -62,8 +65,9 @@ class Interrupted(Exception):
 class RunFolder:
     """`outputs/<name>-<time>`, or an existing one to resume."""
 
-    def __init__(self, path: Path, state: RunState, keep: int = 1) -> None:
-        self.path, self.state, self.keep = path, state, keep
+    def __init__(self, path: Path, state: RunState, keep: int = 1, best: str | None = None) -> None:
+        self.path, self.state, self.keep, self.best = path, state, keep, best
+        self._noted: tuple[int, int, float] | None = None  # stages done, step, and the best's metric there
         self._saved_place = (state.step, state.stage_seconds)
 
     @classmethod
@@ -77,7 +81,7 @@ class RunFolder:
             path = path.with_name(f"{config.name}-{stamp}-{number}")
         try:
             path.mkdir(parents=True)
-            folder = cls(path.resolve(), RunState(), config.checkpoints.keep)
+            folder = cls(path.resolve(), RunState(), config.checkpoints.keep, config.checkpoints.best)
             write_atomically(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
             folder.save_state()
         except OSError as error:
@@ -97,7 +101,7 @@ class RunFolder:
                 raise TaudojoError(f"resume={path}: there is no {name}; give the folder of a run, e.g. outputs/grpo-…")
         config = validate(yaml.safe_load((path / "config.yaml").read_text()))
         state = RunState(**json.loads((path / "state.json").read_text()))
-        folder = cls(path.resolve(), state, config.checkpoints.keep)
+        folder = cls(path.resolve(), state, config.checkpoints.keep, config.checkpoints.best)
         folder._go_back_to_a_whole_checkpoint()
         return folder, config
 
@@ -113,8 +117,14 @@ class RunFolder:
         self.state.step, self.state.stage_seconds = self._saved_place = 0, 0.0
         self.save_state()
 
+    def note(self, stage: str, metrics: Mapping[str, float]) -> None:
+        """What was measured at the stage's present step: a checkpoint taken here may be the best."""
+        stage_of_best, _, name = (self.best or "").partition("/")
+        if stage == stage_of_best and name in metrics:
+            self._noted = len(self.state.done), self.state.step, metrics[name]
+
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep` and the one where SFT ended."""
+        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep`, the best, and the stages' ends."""
         final = self.path / f"checkpoint-{name.replace('/', '-')}"
         partial = self.path / f".{final.name}.partial"
         need = 2.2e9
@@ -137,14 +147,31 @@ class RunFolder:
         self._saved_place = (state.step, state.stage_seconds)
         known = [p for p in state.kept if p["name"] != final.name]
         known.append(asdict(Place(final.name, len(state.done), state.step, state.stage_seconds)))
-        dropped = [p["name"] for p in known if p["name"] != SFT_CHECKPOINT][: -self.keep]
-        if before and before not in (SFT_CHECKPOINT, *(p["name"] for p in known)):  # its place is not known
+        self._compare_with_best(final.name)
+        dropped = [p["name"] for p in known if p["name"] not in STARTING_POINTS][: -self.keep]
+        dropped = [name for name in dropped if name != state.best.get("name")]
+        if before and before not in (*STARTING_POINTS, *(p["name"] for p in known)):  # its place is not known
             dropped.append(before)
         state.kept = [p for p in known if p["name"] not in dropped]
         self.save_state()
         for old in dropped:
             shutil.rmtree(self.path / old, ignore_errors=True)
         return final
+
+    def _compare_with_best(self, name: str) -> None:
+        """Where the best's metric was measured at this place and is better than before, this checkpoint is the best."""
+        best = self.state.best
+        if self.best is None or self._noted is None or self._noted[:2] != (len(self.state.done), self.state.step):
+            return
+        if best.get("name") == name:  # taken again
+            best.clear()
+        value = self._noted[2]
+        sign = -1 if self.best.endswith("loss") else 1
+        if math.isfinite(value) and (not best or sign * value > sign * best["value"]):
+            best.update(name=name, metric=self.best, value=value)
+
+    def best_checkpoint(self) -> Path | None:
+        return self.path / self.state.best["name"] if self.state.best else None
 
     def _go_back_to_a_whole_checkpoint(self) -> None:
         """Checks the newest checkpoint, and where it is damaged those before it; says what it found.
@@ -171,6 +198,8 @@ class RunFolder:
             names = [p["name"] for p in state.kept]
             at = names.index(place.name)
             state.kept = [p for p in state.kept if p["name"] != place.name]
+            if state.best.get("name") == place.name:
+                state.best.clear()
             state.checkpoint = names[at - 1] if at else None
         if not found:
             return

@@ -14,7 +14,7 @@ from training.run import RunFolder, write_atomically
 def write_summary(folder: RunFolder, config: RunConfig, source: DataSource, model_path: str) -> dict[str, Any]:
     """Writes and returns it. Rates are fractions; a stage that was not run has no block."""
     state = folder.state
-    seconds = {name: state.seconds.get(name, 0.0) for name in ("setup", "sft", "grpo", "eval", "export", "total")}
+    seconds = {name: state.seconds.get(name, 0.0) for name in ("setup", "sft", "rft", "grpo", "eval", "export", "total")}
     summary = {
         "version": package_version(),
         "data": {"source": source.source, "version": source.version},

@@ -78,3 +78,13 @@ class WeightSync:
                 )
             worst = max(worst, (mean, greatest))
         return worst
+
+
+class NoEngines(WeightSync):
+    """The sync of a run in which nothing is played: there is nobody to give weights to."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def run(self) -> SyncReport:
+        return SyncReport(self.version, 0.0, 0.0, 0.0, 0.0)

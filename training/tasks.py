@@ -7,7 +7,7 @@ tasks have users of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from envs.domain import Domain
 from envs.errors import TaudojoError
@@ -32,6 +32,7 @@ class TaskSets:
     heldout: list[Task]
     sft: list[Task]
     grpo: list[Task]
+    rft: list[Task] = field(default_factory=list)
 
 
 def choose_tasks(domain: Domain, config: RunConfig, grpo_tasks: int = 2000) -> TaskSets:
@@ -44,6 +45,7 @@ def choose_tasks(domain: Domain, config: RunConfig, grpo_tasks: int = 2000) -> T
         sets.heldout,
         _sound(sets.sft, domain, config, "sft"),
         _sound(sets.grpo, domain, config, "grpo"),
+        _sound(sets.rft, domain, config, "rft"),
     )
 
 
@@ -52,6 +54,7 @@ def check_kinds(config: RunConfig, domain: str, known: tuple[str, ...]) -> None:
     for section, kinds in (
         ("evaluate.heldout_kinds", config.evaluate.heldout_kinds),
         ("sft.kinds", config.sft.kinds),
+        ("rft.kinds", config.rft.kinds),
         ("grpo.kinds", config.grpo.kinds),
     ):
         for kind in kinds or ():
@@ -77,17 +80,21 @@ def _sampled(domain: Domain, sampler: Sampler, config: RunConfig, grpo_tasks: in
     if config.sft.official_train:
         sft = [*sft, *(t for t in domain.tasks("train") if not sampler.task_users(domain, [t]) & unseen)]
     grpo = sampler.sample_tasks(domain, grpo_tasks, seed + 500_000, config.grpo.kinds, exclude_users=unseen)
-    return TaskSets(test, pool[: config.evaluate.heldout], sft, grpo)
+    rft: list[Task] = []
+    if config.rft.enabled:
+        number = config.rft.rounds * config.rft.tasks_per_round
+        rft = sampler.sample_tasks(domain, number, seed + 250_000, config.rft.kinds, exclude_users=unseen)
+    return TaskSets(test, pool[: config.evaluate.heldout], sft, grpo, rft)
 
 
 def _official(domain: Domain, config: RunConfig, grpo_tasks: int) -> TaskSets:
     """Mock has one split only: all its tasks train, and none are left to test."""
-    if config.sft.enabled and not config.sft.official_train:
+    if config.sft.enabled and config.sft.gold and not config.sft.official_train:
         raise TaudojoError(f"sft.official_train=false: {domain.name} has no other tasks to train on; set it to true")
     test = domain.tasks("test") if "test" in domain.splits else []
     tasks = domain.tasks("train" if "train" in domain.splits else "base")
     train = [task for number, task in enumerate(tasks) if number % HELDOUT_EVERY]
-    return TaskSets(test, tasks[::HELDOUT_EVERY][: config.evaluate.heldout], train[: config.sft.tasks], train[:grpo_tasks])
+    return TaskSets(test, tasks[::HELDOUT_EVERY][: config.evaluate.heldout], train[: config.sft.tasks], train[:grpo_tasks], train)
 
 
 def _sound(tasks: list[Task], domain: Domain, config: RunConfig, stage: str) -> list[Task]:

@@ -134,6 +134,21 @@ def test_a_run_that_stopped_after_the_first_evaluation_still_gets_a_page(tmp_pat
     assert "Not evaluated in this run (yet): after SFT, after GRPO" in text
 
 
+def test_a_stage_that_most_runs_leave_out_is_shown_where_it_was_evaluated(tmp_path, page):
+    assert "after RFT" not in page
+    write_run(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary["after_rft"] = {"heldout": block(0.77, 60)}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    rows = [{"time_s": 200, "stage": "rft", "step": i, "metrics": {"loss": 0.2}} for i in range(3)]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<th>after RFT</th>") == 2  # of both task sets
+    assert "0.770<small>0.69 to 0.85</small>" in text
+
+
 def test_without_a_summary_the_scores_come_from_the_metrics_that_can_be_read(tmp_path):
     row = {
         "time_s": 1.0,

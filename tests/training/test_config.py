@@ -63,6 +63,11 @@ def test_a_configuration_read_back_from_its_file_is_the_same():
         ("learner.lora.rank=0", "config key learner.lora.rank: .* greater than or equal to 1"),
         ("learner.zero_stage=2", "config key learner: learner.zero_stage is DeepSpeed's; set learner=deepspeed"),
         ("learner.offload_optimizer=true", "config key learner: fsdp offloads the optimizer with the parameters"),
+        ("sft.trajectories=outputs/<run>", r"sft\.trajectories: the value cannot be read; quote it"),
+        ("sft.gold=false", r"config key sft: sft\.gold=false leaves nothing to train on; name files in sft\.trajectories"),
+        ("sft.heldout_fraction=1.0", r"config key sft\.heldout_fraction: .* less than 1"),
+        ("algorithm.credit=turns", r"config key algorithm\.credit: .*'outcome' or 'turn'"),
+        ("checkpoints.best=reward", r"config key checkpoints\.best: "),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_the_key(override: str, message: str):
@@ -98,6 +103,36 @@ def test_an_adapter_goes_where_the_model_s_file_says_unless_told_otherwise():
     assert told is not None and told.targets == ("v_proj",)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm.credit=turn", "algorithm.advantage=rloo"], "credit=turn compares turns as grpo does; set advantage=grpo"),
+        (["algorithm.credit=turn", "reward=official"], r"algorithm\.credit=turn tells turns apart by the action reward"),
+        (["algorithm.credit=turn", "algorithm.kl_in=reward", "algorithm.kl_coef=0.1"], "kl_in=reward charges episodes"),
+        (["algorithm.mask_below=2.0", "algorithm.mask_above=0.5"], r"mask_below \(2\.0\) must be less than mask_above"),
+        (["grpo.refill=2", "grpo.drop_flat_groups=false"], r"grpo\.refill replaces groups that grpo\.drop_flat_groups drops"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_an_error(overrides: list[str], message: str):
+    with pytest.raises(TaudojoError, match=message):
+        load(overrides)
+
+
+def test_a_path_of_trajectories_is_a_list_of_one():
+    assert load(["sft.trajectories=outputs/a.jsonl"]).sft.trajectories == ["outputs/a.jsonl"]
+    assert load(["sft.trajectories=[a.jsonl,b]"]).sft.trajectories == ["a.jsonl", "b"]
+
+
+def test_rft_is_bounded_by_its_rounds_and_needs_no_budget():
+    assert load(["rft.enabled=true", "rft.rounds=3"]).rft.rounds == 3
+
+
+def test_a_run_of_sft_alone_that_is_not_evaluated_plays_nothing():
+    assert load([]).plays
+    assert not load(["evaluate.enabled=false", "grpo.enabled=false"]).plays
+    assert load(["evaluate.enabled=false", "grpo.enabled=false", "rft.enabled=true"]).plays
+
+
 def test_the_wrong_override_is_named_among_right_ones():
     with pytest.raises(TaudojoError, match=r"no config key grpo\.stepps; did you mean grpo\.steps"):
         load(["+experiment=smoke", "seed=1", "grpo.stepps=3", "sft.lr=1e-4"])
@@ -111,10 +146,13 @@ def test_known_keys_are_those_of_the_base_file_and_the_groups():
     known = set(known_keys())
     assert {"seed", "model", "model.path", "model.chat.format", "sft.batch_size", "env.data.source", "study"} <= known
     base = yaml.safe_load((CONFIGS / "config.yaml").read_text())
-    written = set(base) - {"defaults"} | {f"{part}.{key}" for part in ("sft", "grpo", "evaluate") for key in base[part]}
+    written = set(base) - {"defaults"} | {f"{part}.{key}" for part in ("sft", "rft", "grpo", "evaluate") for key in base[part]}
     assert written <= known
 
 
 def test_every_algorithm_setting_reaches_the_loss():
-    loss = load(["algorithm.clip_low=0.1", "algorithm.kl_coef=0.5", "algorithm.tis_cap=null"]).algorithm.loss_config()
-    assert loss == PolicyLossConfig(clip_low=0.1, kl_coef=0.5, tis_cap=None)
+    masked = ["algorithm.mask_below=0.5", "algorithm.mask_above=2", "algorithm.mask_level=sequence"]
+    settings = load(["algorithm.clip_low=0.1", "algorithm.kl_coef=0.5", "algorithm.tis_cap=null", *masked]).algorithm
+    assert settings.loss_config() == PolicyLossConfig(
+        clip_low=0.1, kl_coef=0.5, tis_cap=None, mask_below=0.5, mask_above=2.0, mask_level="sequence"
+    )

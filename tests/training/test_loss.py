@@ -129,6 +129,45 @@ def test_without_a_cap_there_are_no_importance_weights():
     assert metrics["tis_truncated"] == close(0.0)
 
 
+def test_tokens_on_which_sampler_and_learner_differ_too_much_are_left_out():
+    weights = [[0.5, 1.0, 4.0], [1.0, 3.0, 9.0]]
+    inputs = batch(
+        mask=[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]],
+        advantages_BT=torch.tensor([[1.0, 1.0, 1.0], [-2.0, -2.0, -2.0]]),
+        sampler_logprobs_BT=LOGPROBS - logs(weights),
+    )
+    value, gradient, metrics = value_and_gradient(policy_loss(PolicyLossConfig(mask_below=0.6, mask_above=3.5)), inputs)
+    assert value == close(-(1.0 - 2.0 * (1.0 + 2.0)) / 5)  # 0.5 and 4.0 are out, 3.0 is truncated to 2; still five tokens
+    assert gradient == rows([[0.0, -1.0 / 5, 0.0], [2.0 / 5, 4.0 / 5, 0.0]])
+    assert metrics["sampler_masked"] == close(2.0)
+    assert metrics["tis_truncated"] == close(2.0)  # diagnostics see all tokens
+
+
+def test_at_the_level_of_a_sequence_the_geometric_mean_decides():
+    weights = [[0.5, 1.0, 4.0], [1.0, 9.0, 1.0]]  # means 2^⅓ = 1.26 and, of two tokens, 3
+    inputs = batch(
+        mask=[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]],
+        advantages_BT=torch.ones(2, 3),
+        sampler_logprobs_BT=LOGPROBS - logs(weights),
+    )
+    config = PolicyLossConfig(tis_cap=None, mask_below=0.5, mask_above=2.0, mask_level="sequence")
+    value, gradient, metrics = value_and_gradient(policy_loss(config), inputs)
+    assert value == close(-3 / 5)
+    assert gradient == rows([[-0.2, -0.2, -0.2], [0.0, 0.0, 0.0]])
+    assert metrics["sampler_masked"] == close(2.0)
+
+
+@pytest.mark.parametrize("name", get_args(AlgorithmSection.model_fields["loss"].annotation))
+def test_a_masked_token_has_no_gradient_under_any_loss(name: str):
+    inputs = batch(
+        advantages_BT=torch.tensor([[1.0] * 3, [-2.0] * 3]),
+        sampler_logprobs_BT=LOGPROBS - logs([[1.0, 1.0, 50.0], [50.0, 50.0, 50.0]]),
+    )
+    _, gradient, _ = value_and_gradient(policy_loss(PolicyLossConfig(name=name, mask_above=10.0)), inputs)
+    assert gradient[0][0] != 0 and gradient[0][1] != 0
+    assert gradient[0][2] == 0 and gradient[1] == [0.0] * 3
+
+
 def test_the_kl_to_the_reference_is_the_k3_estimate():
     gaps = [[0.5, 0.0, -1.0], [0.25, 2.0, 9.0]]  # reference − policy; the last token is masked
     inputs = on_policy(
@@ -399,3 +438,30 @@ def test_opo_s_baseline_weighs_rewards_by_length():
     values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], "opo", tokens_B=[10, 30, 60, 5, 15])
     #   (10·1 + 30·0 + 60·2) / 100 = 1.3 and (5·3 + 15·1) / 20 = 1.5
     assert values == close([-0.3, -1.3, 0.7, 1.5, -0.5])
+
+
+def test_pass_at_k_rewards_the_best_of_a_group_by_its_lead():
+    rewards, groups = [1.0, 0.25, 0.0, 3.0, 3.0], [0, 0, 0, 1, 1]
+    assert advantages(rewards, groups, "grpo_passk", normalize_by_std=False) == close([0.75, 0.0, 0.0, 0.0, 0.0])
+    std = math.sqrt(((1 - 1.25 / 3) ** 2 + (0.25 - 1.25 / 3) ** 2 + (1.25 / 3) ** 2) / 2)
+    assert advantages(rewards, groups, "grpo_passk")[0] == pytest.approx(0.75 / std, abs=1e-5)
+
+
+def test_gpg_scales_up_where_rewards_are_zero():
+    # four of five rewards are not 0: alpha = 5 / 4
+    values = advantages([1.0, 0.0, 2.0, 3.0, 1.0], [0, 0, 0, 1, 1], "gpg")
+    assert values == close([0.0, -1.25, 1.25, 1.25, -1.25])
+
+
+def test_reinforce_plus_plus_whitens_over_the_batch_s_tokens():
+    # rewards 1 on two tokens and 0 on six: mean ¼, variance (2·¾² + 6·¼²) / 7
+    values = advantages([1.0, 0.0], [0, 1], "reinforce_plus_plus", tokens_B=[2, 6])
+    std = math.sqrt((2 * 0.75**2 + 6 * 0.25**2) / 7)
+    assert values == pytest.approx([0.75 / std, -0.25 / std], abs=1e-5)
+
+
+def test_its_baseline_variant_whitens_the_distance_from_the_group_s_mean():
+    # distances ½ −½ | 1 −1 on one token each: mean 0, variance 2.5 / 3
+    values = advantages([1.0, 0.0, 3.0, 1.0], [0, 0, 1, 1], "reinforce_plus_plus_baseline")
+    std = math.sqrt(2.5 / 3)
+    assert values == pytest.approx([0.5 / std, -0.5 / std, 1 / std, -1 / std], abs=1e-5)

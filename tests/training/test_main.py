@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 import ray
 
+from rollouts.gold import gold_trajectories
+from rollouts.trajectory import EpisodeRequest
 from training import main as command
+from training.config import load
 from training.main import main
+from training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["+experiment=smoke", "cluster=local"]
@@ -140,6 +144,37 @@ def test_a_gpu_is_used_where_there_is_one_and_nothing_was_chosen(monkeypatch: py
     assert command.with_device_defaults(["resume=outputs/x"]) == ["resume=outputs/x"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ([], ["eval/before", "sft", "eval/after_sft", "grpo", "eval/after_grpo", "export"]),
+        (
+            ["rft.enabled=true", "checkpoints.best=grpo/reward/mean"],
+            ["eval/before", "sft", "eval/after_sft", "rft", "eval/after_rft", "grpo", "eval/after_grpo", "export", "export/best"],
+        ),
+        (["evaluate.enabled=false", "grpo.enabled=false"], ["sft", "export"]),
+        (["sft.enabled=false"], ["eval/before", "grpo", "eval/after_grpo", "export"]),
+    ],
+)
+def test_a_run_has_the_stages_that_are_enabled(tmp_path: Path, overrides: list[str], stages: list[str]):
+    config = load([*SMOKE, f"output_dir={tmp_path}", *overrides])
+    assert [stage for stage, _ in command.Session(config, RunFolder.create(config)).plan()] == stages
+
+
+def test_credit_by_turn_is_what_the_turns_of_the_run_s_reward_earned(world: Any, task_sets: Any, tmp_path: Path):
+    config = load([*SMOKE, f"output_dir={tmp_path}", "algorithm.credit=turn"])
+    session = command.Session(config, RunFolder.create(config))
+    session.world = world
+    (episode,) = gold_trajectories(world, task_sets.heldout[:1])
+    credit = session.credit()
+    assert credit is not None
+    earned = credit(EpisodeRequest(task_sets.heldout[0], seed=0, stage="grpo"), episode)
+    assert len(earned) == len(episode.segments[0].versions)
+    assert sum(earned) == pytest.approx(episode.reward.total) and sum(value > 0 for value in earned) > 0
+    by_outcome = load([*SMOKE, f"output_dir={tmp_path}"])
+    assert command.Session(by_outcome, RunFolder.create(by_outcome)).credit() is None
+
+
 def test_the_process_ends_with_status_2_and_without_a_traceback_from_any_folder(tmp_path: Path):
     for cwd in (ROOT, tmp_path):
         done = run_module("+experiment=smoke", "sft.batchsize=3", cwd=cwd)
@@ -223,6 +258,60 @@ def test_the_smoke_run_repeats_itself_and_leaves_what_it_promises(tmp_path: Path
             rates = [block[key] for key in BLOCK_KEYS - {"n", "ci95", "reward"}]
             assert all(rate is None or 0.0 <= rate <= 1.0 for rate in rates)
             assert all(low <= high for low, high in (pair for pair in block["ci95"].values() if pair and None not in pair))
+
+
+@pytest.mark.slow
+def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
+    """Enough SFT on cancellations for some of the sampled ones to be kept."""
+    options = [
+        "deterministic=false",  # bfloat16: four times as fast
+        "env.max_steps=12",
+        "env.max_turn_tokens=96",
+        "model.max_model_len=2048",
+        "evaluate.test=0",
+        "sft.kinds=[cancel]",
+        "sft.tasks=120",
+        "sft.batch_size=2",
+        "sft.steps=24",
+        "sft.heldout_steps=10",
+        "sft.lr=6.0e-4",
+        "sft.heldout_fraction=0.05",
+        "rft.enabled=true",
+        "rft.kinds=[cancel]",
+        "rft.rounds=1",
+        "rft.tasks_per_round=4",
+        "rft.samples_per_task=2",
+        "rft.threshold=0.2",
+        "rft.temperature=0.5",
+        "rft.batch_size=2",
+        "grpo.kinds=[cancel]",
+        "grpo.drop_flat_groups=true",
+        "grpo.refill=1",
+        "grpo.steps=1",
+        "algorithm.credit=turn",
+        "algorithm.mask_below=0.5",
+        "algorithm.mask_above=2.0",
+        "algorithm.kl_coef=0.01",
+        "checkpoints.best=rft/loss",
+    ]
+    process = start_smoke(tmp_path, *options)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    folder = only_run(tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == SUMMARY_KEYS | {"after_rft"}
+    assert summary["seconds"]["rft"] > 0
+    lines = lines_of(folder)
+    (played,) = [line["metrics"] for line in lines if line["stage"] == "rft" and "kept" in line["metrics"]]
+    assert played["episodes"] == 8.0 and played["kept"] > 0
+    assert [line["metrics"]["loss"] for line in lines if line["stage"] == "rft" and "loss" in line["metrics"]]
+    held = [line["metrics"]["heldout_loss"] for line in lines if "heldout_loss" in line["metrics"]]
+    assert len(held) == 3 and held[-1] < held[0]
+    (step,) = [line["metrics"] for line in lines if line["stage"] == "grpo"]
+    assert step["episodes"] in (2.0, 4.0)  # a flat group is played another for
+    assert (folder / "checkpoint-rft" / "manifest.json").is_file()
+    assert (folder / "best_model" / "model.safetensors").is_file()
+    assert "after RFT" in (folder / "report.html").read_text()
 
 
 @pytest.mark.slow

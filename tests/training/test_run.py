@@ -271,3 +271,61 @@ def test_a_run_that_kept_no_places_is_resumed_as_it_is(folder: RunFolder):
 
 def test_a_stage_s_slash_is_no_folder(folder: RunFolder):
     assert folder.checkpoint("arm/grpo-0-00002", FakeLearner(), {}).name == "checkpoint-arm-grpo-0-00002"  # type: ignore[arg-type]
+
+
+# -- the best checkpoint
+
+
+def measured(folder: RunFolder, step: int, reward: float | None, name: str | None = None) -> None:
+    """GRPO came to a step, measured a mean reward there (or did not), and saved."""
+    folder.state.step = step
+    if reward is not None:
+        folder.note("grpo", {"reward/mean": reward, "entropy": 1.0})
+    folder.checkpoint(name or f"grpo-{step:05d}", FakeLearner(), {"stage": "grpo", "step": step})  # type: ignore[arg-type]
+
+
+def test_the_best_checkpoint_stays_beside_the_last(folder: RunFolder):
+    run = RunFolder(folder.path, folder.state, keep=1, best="grpo/reward/mean")
+    for step, reward in ((5, 0.2), (10, 0.6), (15, 0.4), (20, 0.5)):
+        measured(run, step, reward)
+    assert checkpoints(run) == ["checkpoint-grpo-00010", "checkpoint-grpo-00020"]
+    assert run.state.best == {"name": "checkpoint-grpo-00010", "metric": "grpo/reward/mean", "value": 0.6}
+    measured(run, 25, 0.7)
+    assert checkpoints(run) == ["checkpoint-grpo-00025"]
+    assert RunFolder.resume(run.path)[0].best_checkpoint() == run.path / "checkpoint-grpo-00025"
+
+
+def test_of_losses_the_least_is_best(folder: RunFolder):
+    run = RunFolder(folder.path, folder.state, best="sft/heldout_loss")
+    for step, loss in ((5, 0.9), (10, 0.3), (15, 0.4)):
+        run.state.step = step
+        run.note("sft", {"loss": 1.0, "heldout_loss": loss})
+        run.checkpoint(f"sft-{step:05d}", FakeLearner(), {})  # type: ignore[arg-type]
+    assert checkpoints(run) == ["checkpoint-sft-00010", "checkpoint-sft-00015"]
+
+
+def test_only_a_checkpoint_where_the_metric_was_measured_can_be_best(folder: RunFolder):
+    run = RunFolder(folder.path, folder.state, best="grpo/reward/mean")
+    run.state.step = 4
+    run.note("grpo", {"reward/mean": 9.0})  # measured one step earlier
+    measured(run, 5, None)
+    run.note("sft", {"reward/mean": 9.0})
+    measured(run, 6, float("nan"))
+    assert run.best_checkpoint() is None
+    measured(run, 7, 0.1)
+    assert run.best_checkpoint() == run.path / "checkpoint-grpo-00007"
+
+
+def test_a_best_checkpoint_that_was_damaged_is_the_best_no_longer(folder: RunFolder):
+    run = RunFolder(folder.path, folder.state, keep=2, best="grpo/reward/mean")
+    measured(run, 5, 0.2)
+    measured(run, 10, 0.6)
+    flip(run.path / "checkpoint-grpo-00010" / "weights")
+    assert RunFolder.resume(run.path)[0].state.best == {}
+
+
+def test_where_rft_ended_is_kept_for_good(folder: RunFolder):
+    folder.checkpoint("rft", FakeLearner(), {"step": 1})  # type: ignore[arg-type]
+    measured(folder, 5, None)
+    measured(folder, 10, None)
+    assert checkpoints(folder) == ["checkpoint-grpo-00010", "checkpoint-rft"]

@@ -1,4 +1,4 @@
-"""SFT and GRPO as loops: which batch at which step, what is left out, and what an interruption leaves behind."""
+"""SFT, RFT and GRPO as loops: which batch at which step, what is left out, and what an interruption leaves behind."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from envs.types import StopReason, Task, Transcript
+from envs.types import Action, Message, StopReason, Task, Transcript
 from rewards.breakdown import RewardBreakdown
 from rewards.metrics import EpisodeMetrics
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
-from training.config import AlgorithmSection, GRPOSection, SFTSection, TrackingSection, load
+from training.config import AlgorithmSection, GRPOSection, RFTSection, SFTSection, TrackingSection, load
 from training.learner.base import Sample
 from training.run import Interrupted, RunFolder
+from training.sampling import spare_groups
 from training.stages import grpo
 from training.stages.grpo import Parts, requests_at, run_grpo, train_step
-from training.stages.sft import Budget, batch_at, learning_rate, run_sft, samples_of
+from training.stages.rft import keep, run_rft, steps_of
+from training.stages.sft import Budget, batch_at, heldout_loss, learning_rate, run_sft, samples_of
 from training.sync import SyncReport
 from training.tracking import Tracker
 
@@ -96,7 +99,7 @@ def trajectory(
     return Trajectory(transcript, "lookup", tokens, RewardBreakdown(reward), metrics, "grpo", 0, group, 0)
 
 
-def steps_of(learner: FakeLearner) -> list[list[int]]:
+def steps_of_batches(learner: FakeLearner) -> list[list[int]]:
     """The batches, by their samples' first tokens."""
     return [[s.token_ids[0] for s in batch] for batch in learner.batches]
 
@@ -203,6 +206,182 @@ def test_an_interrupted_sft_goes_on_with_the_next_batch(folder: RunFolder):
     assert run_sft(settings, 1, SAMPLES, second, resumed, tracker(resumed), FakeStop()) == 8
     assert first.batches + second.batches == [batch_at(SAMPLES, step, 2, seed=1) for step in range(8)]
     assert [line["step"] for line in metrics_of(resumed)] == list(range(8))
+
+
+def test_the_held_out_loss_is_the_mean_over_loss_tokens_and_trains_nothing():
+    class Known(FakeLearner):
+        def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
+            return [[0.0, -1.0, -2.0, -4.0][: len(s.token_ids)] for s in batch]
+
+    learner = Known()
+    samples = [Sample([1, 2, 3, 4], [True, False, True, True]), Sample([1, 2], [False, True])]
+    assert heldout_loss(learner, samples) == pytest.approx((2.0 + 4.0 + 1.0) / 3)  # type: ignore[arg-type]
+    assert learner.batches == []
+
+
+def test_held_out_tasks_are_measured_now_and_then_and_at_the_end(folder: RunFolder):
+    settings, learner = SFTSection(steps=7, batch_size=2, heldout_steps=3), FakeLearner()
+    heldout = [Sample([90, 91], [False, True])]
+    run_sft(settings, 0, SAMPLES, learner, folder, tracker(folder), FakeStop(), heldout=heldout)
+    measured = {line["step"]: line["metrics"].get("heldout_loss") for line in metrics_of(folder)}
+    assert measured == {0: None, 1: None, 2: 1.0, 3: None, 4: None, 5: 1.0, 6: 1.0}
+    assert 90 not in itertools.chain(*steps_of_batches(learner))
+
+
+def test_sft_saves_now_and_then_where_it_is_asked_to(folder: RunFolder):
+    settings = SFTSection(steps=7, batch_size=2, checkpoint_steps=3)
+    with pytest.raises(Broken), folder.timed("sft"):
+        run_sft(settings, 1, SAMPLES, FakeLearner(break_at(5)), folder, tracker(folder), FakeStop())
+    resumed, _ = RunFolder.resume(folder.path)
+    assert (resumed.state.checkpoint, resumed.state.step) == ("checkpoint-sft-00003", 3)
+    second = FakeLearner()
+    run_sft(settings, 1, SAMPLES, second, resumed, tracker(resumed), FakeStop())
+    assert second.batches == [batch_at(SAMPLES, step, 2, seed=1) for step in range(3, 7)]
+
+
+# -- RFT
+
+
+def rft_settings(**fields: Any) -> RFTSection:
+    return RFTSection(**{"tasks_per_round": 2, "samples_per_task": 3, "rounds": 2, "batch_size": 2} | fields)
+
+
+def episode(reward: float, task_id: str, call: str, stop: StopReason = StopReason.USER_STOP) -> Trajectory:
+    """An episode of one call, its first token made of the call's name."""
+    line = Message("tool", "done", action=Action(call))
+    played = trajectory(reward, 0, stop, task_id)
+    transcript = Transcript(task_id, "retail", (line,), stop)
+    return replace(played, transcript=transcript, segments=[replace(played.segments[0], token_ids=[ord(call[0]), 6, 7])])
+
+
+def test_good_episodes_are_kept_the_best_of_each_task_and_no_two_with_the_same_calls():
+    played = [
+        episode(0.9, "a", "look"),
+        episode(1.0, "a", "cancel"),
+        episode(1.0, "a", "cancel"),
+        episode(0.95, "a", "exchange"),
+        episode(0.8, "b", "look"),
+        episode(1.0, "b", "look", StopReason.MAX_STEPS),
+        episode(0.9, "c", "look"),
+    ]
+    kept, counts = keep(played, rft_settings(threshold=0.9, keep_per_task=2))
+    assert [(t.transcript.task_id, t.reward.total, t.transcript.calls[0].name) for t in kept] == [
+        ("a", 1.0, "cancel"),
+        ("a", 0.95, "exchange"),
+        ("c", 0.9, "look"),
+    ]
+    assert counts == {"accepted": 5.0, "acceptance": 5 / 7, "kept": 3.0, "kept_tasks": 2.0}
+
+
+def test_a_round_takes_as_many_steps_as_its_epochs_have_batches():
+    assert [steps_of(n, rft_settings(batch_size=4, epochs=2)) for n in (0, 1, 3, 4, 7, 8)] == [0, 2, 2, 2, 2, 4]
+
+
+class CallingPool(FakePool):
+    """Every request of a task makes another call; those of even tasks score 1."""
+
+    def play(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None) -> list[Trajectory]:
+        first = len(self.played)
+        self.played += requests
+        done = []
+        for number, request in enumerate(requests, first):
+            even = int(request.task.id.removeprefix("task-")) % 2 == 0
+            done.append(episode(1.0 if even else 0.0, request.task.id, chr(ord("a") + number)))
+            if on_done:
+                on_done(done[-1])
+        return done
+
+
+def play_rft(folder: RunFolder, learner: FakeLearner, pool: FakePool, sync: FakeSync, stop: Any = None, **fields: Any) -> int:
+    return run_rft(
+        rft_settings(**fields),
+        2,
+        [task(n) for n in range(4)],
+        Parts(pool, learner, sync),  # type: ignore[arg-type]
+        TrajectoryStore(folder.path / "trajectories"),
+        folder,
+        tracker(folder),
+        stop or FakeStop(),
+    )
+
+
+def test_rft_trains_on_what_each_round_kept_and_samples_the_next_from_what_came_of_it(folder: RunFolder):
+    learner, pool, sync = FakeLearner(), CallingPool(), FakeSync()
+    # each of the tasks 0 to 3 is asked once in two rounds; 0 and 2 score, and two of three episodes of each are kept
+    assert play_rft(folder, learner, pool, sync, epochs=2, lr=1.0, warmup_steps=2) == 4
+    assert sorted(Counter(r.task.id for r in pool.played).items()) == [(f"task-{n}", 3) for n in range(4)]
+    assert {(r.stage, r.step) for r in pool.played} == {("rft", 0), ("rft", 1)}
+    trained = [s for batch in learner.batches for s in batch]
+    assert len(trained) == 8 and len({tuple(s.token_ids) for s in trained}) == 4
+    assert all(s.advantages is None for s in trained)
+    assert learner.rates == [0.5, 1.0, 1.0, 1.0]
+    rounds = [line["metrics"] for line in metrics_of(folder) if "kept" in line["metrics"]]
+    assert [r["round"] for r in rounds] == [0.0, 1.0]
+    assert sum(r["kept"] for r in rounds) == 4.0
+    assert sum(r["acceptance"] for r in rounds) == pytest.approx(1.0)  # 6 of 12, in one round or in two
+    assert sum(r["reward/mean"] for r in rounds) == pytest.approx(1.0)
+    assert folder.state.tokens == {"rft_sampled": 24, "rft_trained": 16}
+    store = TrajectoryStore(folder.path / "trajectories")
+    assert [len(store.read("rft", number)) for number in range(2)] == [6, 6]
+    assert 1 <= sync.runs <= 2
+
+
+def test_a_round_in_which_nothing_was_good_enough_trains_nothing(folder: RunFolder):
+    learner, sync = FakeLearner(), FakeSync()
+    assert play_rft(folder, learner, CallingPool(), sync, threshold=2.0) == 0
+    assert (learner.batches, sync.runs) == ([], 0)
+    assert [line["metrics"]["kept"] for line in metrics_of(folder)] == [0.0, 0.0]
+
+
+def test_rft_ends_with_its_budget_of_steps(folder: RunFolder):
+    learner = FakeLearner()
+    assert play_rft(folder, learner, CallingPool(), FakeSync(), epochs=10, steps=3) == 3
+    assert len(learner.batches) == 3
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_interrupted_rft_goes_on_within_its_round(folder: RunFolder, tmp_path: Path, at: int):
+    whole = RunFolder.create(load(["+experiment=smoke", f"output_dir={tmp_path}/whole"]))
+    unbroken, everything = FakeLearner(), CallingPool()
+    play_rft(whole, unbroken, everything, FakeSync(), epochs=2)
+    stop = FakeStop()
+
+    def ctrl_c(number: int) -> None:
+        stop.raised = number == at
+
+    first, second, pool, rest = FakeLearner(ctrl_c), FakeLearner(), CallingPool(), CallingPool()
+    with pytest.raises(Interrupted):
+        play_rft(folder, first, pool, FakeSync(), stop, epochs=2)
+    resumed, _ = RunFolder.resume(folder.path)
+    assert resumed.state.step == at + 1
+    rest.played = list(pool.played)  # names of calls go on
+    play_rft(resumed, second, rest, FakeSync(), epochs=2)
+    assert first.batches + second.batches == unbroken.batches
+    assert rest.played == everything.played
+
+
+def test_rft_that_broke_within_a_round_trains_on_the_same_episodes_again(folder: RunFolder):
+    pool, again = CallingPool(), FakeLearner()
+    broken = FakeLearner(break_at(1))
+    with pytest.raises(Broken), folder.timed("rft"):
+        play_rft(folder, broken, pool, FakeSync(), epochs=4)
+    resumed, _ = RunFolder.resume(folder.path)
+    assert resumed.state.step == 0
+    played = len(pool.played)
+    play_rft(resumed, again, pool, FakeSync(), epochs=4)
+    assert again.batches[0] == broken.batches[0]
+    assert len(pool.played) == 12 and played in (6, 12)
+
+
+def test_ctrl_c_while_episodes_are_played_leaves_the_round_to_be_played_anew(folder: RunFolder):
+    class Stopped(FakeStop):
+        raised = True
+
+    pool = CallingPool()
+    with pytest.raises(Interrupted):
+        play_rft(folder, FakeLearner(), pool, FakeSync(), Stopped())
+    assert not list((folder.path / "trajectories").iterdir())
+    assert RunFolder.resume(folder.path)[0].state.checkpoint is None
 
 
 # -- GRPO
@@ -345,12 +524,127 @@ def test_a_kl_cost_asks_the_reference_policy():
     assert all(s.reference_logprobs == [-2.0] * 3 for s in learner.batches[0])
 
 
+def test_kl_can_be_taken_off_the_reward_instead():
+    # −1 against −2 for the reference: k1 is 1 for each of two tokens; a tenth of it is 0.2 an episode
+    algorithm = AlgorithmSection(kl_coef=0.1, kl_in="reward", kl_estimator="k1", normalize_by_std=False)
+    learner, _, metrics = step_of(grpo_settings(), algorithm, FakePool())
+    assert learner.asked == ["old", "reference"]
+    assert all(s.reference_logprobs is None for s in learner.batches[0])
+    assert metrics["kl_reference"] == pytest.approx(1.0)
+    assert metrics["reward/kl_cost"] == pytest.approx(0.2)
+    charged, _ = grpo.charge_kl([trajectory(1.0, 0, segments=2), trajectory(0.5, 0)], FakeLearner(), algorithm)  # type: ignore[arg-type]
+    assert [t.reward.total for t in charged] == pytest.approx([0.6, 0.3])
+    assert algorithm.loss_config().kl_coef == 0.0
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "grpo_passk", "rloo", "opo", "gpg", "reinforce_plus_plus_baseline"])
+def test_an_episode_alone_in_its_group_is_no_trouble_to_any_estimator(estimator: Any):
+    played = [trajectory(0.8, 0), trajectory(1.0, 1), trajectory(0.0, 1)]
+    values = grpo.advantages_of(played, AlgorithmSection(advantage=estimator))
+    assert values[0] == [0.0] and values[1][0] > 0
+    assert grpo.advantages_of(played[:1], AlgorithmSection(advantage=estimator)) == [[0.0]]
+
+
 def test_a_step_without_a_signal_changes_nothing():
     learner, sync, metrics = step_of(grpo_settings(), ALGORITHM, FakePool(score=lambda request: 0.5))
     assert learner.batches == []
     assert sync.runs == 0
     assert metrics["flat_groups"] == 2.0
     assert metrics["reward/mean"] == 0.5
+
+
+def test_an_episode_that_is_alone_in_its_group_has_nothing_to_be_compared_with():
+    played = [trajectory(0.8, 0), trajectory(0.2, 0, StopReason.TIMEOUT), trajectory(1.0, 1), trajectory(0.0, 1)]
+    samples, left_out = grpo.samples_of(played, grpo_settings(), AlgorithmSection(normalize_by_std=False))
+    assert [s.advantages[0] for s in samples if s.advantages] == [0.5, -0.5]
+    assert left_out["flat_groups"] == 1.0
+
+
+def test_spare_groups_are_of_other_tasks_and_numbered_after_the_step_s():
+    tasks = [task(n) for n in range(6)]
+    asked = requests_at(grpo_settings(), tasks, step=1, seed=0)
+    spare = list(spare_groups(tasks, asked, seed=0, most=3))
+    assert [[r.group for r in group] for group in spare] == [[2] * 3, [3] * 3, [4] * 3]
+    ids = [{r.task.id for r in group} for group in spare]
+    assert all(len(one) == 1 for one in ids)
+    assert len(set.union(*ids, {r.task.id for r in asked})) == 5
+    assert len({r.seed for group in [asked, *spare] for r in group}) == 15
+    assert spare == list(spare_groups(tasks, asked, seed=0, most=3))
+    assert len(list(spare_groups(tasks, asked, seed=0, most=9))) == 4  # no task is left
+
+
+def test_flat_groups_are_replaced_until_enough_have_a_signal_or_none_is_left(folder: RunFolder):
+    """Tasks 0 and 1 always score the same; a step that asks for one of them plays others for it."""
+
+    def score(request: EpisodeRequest) -> float:
+        return 0.5 if request.task.id in ("task-0", "task-1") else float(request.seed % 7)
+
+    learner, pool = FakeLearner(), FakePool(score)
+    play_grpo(folder, learner, pool, refill=4, steps=3)
+    lines = [line["metrics"] for line in metrics_of(folder)]
+    flat = sum(line["flat_groups"] for line in lines)
+    assert flat >= 2
+    assert sum(line.get("refill/played", 0.0) for line in lines) == flat  # each flat group, refilled ones among them
+    assert all(line.get("refill/missing", 0.0) == 0.0 for line in lines)
+    assert all(len({s.advantages[0] > 0 for s in batch}) == 2 for batch in learner.batches)
+    assert sum(line["episodes"] for line in lines) == len(pool.played) == 18 + 3 * flat
+    store = TrajectoryStore(folder.path / "trajectories")
+    assert sum(len(store.read("grpo", step)) for step in range(3)) == len(pool.played)
+
+
+def test_refilling_ends_at_its_bound(folder: RunFolder):
+    pool = FakePool(score=lambda request: 0.5)
+    play_grpo(folder, FakeLearner(), pool, refill=3, steps=1)
+    (line,) = metrics_of(folder)
+    assert line["metrics"]["refill/played"] == 3.0
+    assert line["metrics"]["refill/missing"] == 2.0
+    assert len(pool.played) == 6 + 9
+
+
+def test_turns_are_credited_where_it_is_asked_for():
+    """Two turns of one token each; a group's episodes differ in the second turn only."""
+
+    def two_turns(reward: float) -> Trajectory:
+        segment = TokenSegment([5, 6, 7], [False, True, True], [0.0, -1.0, -2.0], [(1, 2, 0), (2, 3, 0)])
+        return replace(trajectory(reward, 0), segments=[segment])
+
+    played = [two_turns(0.5), two_turns(0.5)]
+    algorithm = AlgorithmSection(credit="turn", normalize_by_std=False)
+    # to go: 0.5 0.1 and 0.5 0.3
+    samples, left_out = grpo.samples_of(played, grpo_settings(), algorithm, earned=[[0.4, 0.1], [0.2, 0.3]])
+    assert [s.advantages for s in samples] == [pytest.approx([0.0, 0.0, -0.1]), pytest.approx([0.0, 0.0, 0.1])]
+    assert left_out["flat_groups"] == 0.0
+    by_outcome, left_out = grpo.samples_of(played, grpo_settings(), AlgorithmSection(normalize_by_std=False))
+    assert by_outcome == [] and left_out["flat_groups"] == 1.0
+
+
+def test_a_step_asks_what_the_turns_of_each_request_earned():
+    asked: list[tuple[str, float]] = []
+
+    def credit(request: EpisodeRequest, played: Trajectory) -> list[float]:
+        asked.append((request.task.id, played.reward.total))
+        return [played.reward.total]
+
+    learner, pool = FakeLearner(), FakePool()
+    requests = requests_at(grpo_settings(), [task(0), task(1)], 0, 0)
+    algorithm = AlgorithmSection(credit="turn")
+    parts = Parts(pool, learner, FakeSync(), credit)  # type: ignore[arg-type]
+    train_step(parts, requests, grpo_settings(), algorithm, 1e-3)
+    assert asked == [(r.task.id, float(r.seed % 7)) for r in requests]
+    outcome, _, _ = step_of(grpo_settings(), ALGORITHM, FakePool())
+    turns = [s.advantages[1] for s in learner.batches[0] if s.advantages]
+    assert turns == pytest.approx([s.advantages[1] for s in outcome.batches[0] if s.advantages], abs=1e-4)
+
+
+def test_the_shaped_reward_s_ranking_is_held_against_the_official_one():
+    def official(reward: float, official: float) -> Trajectory:
+        played = trajectory(reward, 0)
+        return replace(played, metrics=replace(played.metrics, official_reward=official))
+
+    ranked = grpo.episode_metrics([official(0.1, 0.0), official(0.5, 0.0), official(0.9, 1.0)])
+    assert ranked["reward/rank_correlation"] == pytest.approx(0.866, abs=1e-3)
+    constant = grpo.episode_metrics([official(0.1, 1.0), official(0.5, 1.0)])
+    assert "reward/rank_correlation" not in constant
 
 
 def play_grpo(folder: RunFolder, learner: FakeLearner, pool: FakePool, stop: Any = None, **fields: Any) -> int:

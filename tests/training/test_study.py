@@ -80,7 +80,7 @@ def test_the_continued_sft_gets_the_seconds_that_grpo_took(folder: RunFolder, mo
     session: Any = StudySession(config(sft_lr=1e-4), folder)
     session.learner = SimpleNamespace(load=lambda path: None)
     session.sync = SimpleNamespace(run=lambda: None)
-    session.gold = lambda: []
+    session.sft_samples = lambda: ([], [])
     session.store = session.tracker = None
     session.evaluate = lambda stage, stop: None
     folder.state.seconds["arm/grpo-0"] = 317.25

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the expert's episodes.
+"""Supervised fine-tuning on the expert's episodes, or on recorded ones.
 
 Loss on the policy's own tokens only, batches of whole episodes packed by prefix tree, AdamW with warm-up and a cosine over
 the budget (steps or seconds, whichever is tighter). Kept simple on purpose: no sequence cutting, no padding, no dropout.
@@ -48,6 +48,16 @@ def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int) -> list
     return [samples[i] for i in order[at : at + size]]
 
 
+def heldout_loss(learner: LearnerGroup, samples: Sequence[Sample]) -> float:
+    """Mean negative log-likelihood of the samples' loss tokens under the present weights; nothing is trained."""
+    total, tokens = 0.0, 0
+    for sample, logprobs in zip(samples, learner.logprobs(samples), strict=True):
+        mask = np.asarray(sample.loss_mask, bool)[1:]
+        total -= float(np.asarray(logprobs, np.float64)[1:][mask].sum())
+        tokens += int(mask.sum())
+    return total / tokens
+
+
 def learning_rate(settings: SFTSection, step: int, progress: float) -> float:
     """Linear warm-up, then a cosine from `lr` to `lr` × `final_lr`."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
@@ -64,8 +74,12 @@ def run_sft(
     stop: StopSignal,
     stage: str = "sft",
     schedule: Callable[[int, float], float] | None = None,
+    heldout: Sequence[Sample] = (),
 ) -> int:
-    """Trains until the budget is spent; returns the number of steps. On Ctrl-C saves a checkpoint and raises Interrupted."""
+    """Trains until the budget is spent; returns the number of steps. On Ctrl-C saves a checkpoint and raises Interrupted.
+
+    The loss on `heldout` is measured after every `heldout_steps` and after the last step.
+    """
     budget = Budget(settings.steps, settings.seconds)
     rate = schedule or (lambda step, progress: learning_rate(settings, step, progress))
     state = folder.state
@@ -76,14 +90,20 @@ def run_sft(
             metrics = learner.update(batch, None, rate(state.step, progress))
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
             folder.count(stage, metrics["tokens"])
-            tracker.log(stage, state.step, metrics)
             state.step += 1
+            ended = budget.progress(state.step, time.monotonic() - begin) >= 1.0
+            if heldout and (ended or state.step % settings.heldout_steps == 0):
+                metrics["heldout_loss"] = heldout_loss(learner, heldout)
+            tracker.log(stage, state.step - 1, metrics)
+            folder.note(stage, metrics)
             state.stage_seconds = time.monotonic() - begin
             progress_bar.update(
                 budget.progress(state.step, state.stage_seconds),
                 f"step {state.step} loss {metrics['loss']:.3f} {metrics['tokens_per_s']:.0f} tokens/s",
             )
-            if stop.raised:
+            due = settings.checkpoint_steps is not None and state.step % settings.checkpoint_steps == 0
+            if stop.raised or (due and not ended):
                 folder.checkpoint(f"{stage}-{state.step:05d}", learner, {"stage": stage, "step": state.step})
+            if stop.raised:
                 raise Interrupted
     return state.step

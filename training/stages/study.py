@@ -72,7 +72,7 @@ class StudySession(Session):
                 if config.algorithm.kl_coef > 0:
                     learner.keep_reference()
                 settings = config.grpo.model_copy(update={"checkpoint_steps": 10**9})
-                parts = Parts(self.pool, learner, self.sync)
+                parts = Parts(self.pool, learner, self.sync, self.credit())
                 tasks = self.tasks.grpo
                 run_grpo(
                     settings, config.algorithm, int(seed) + 1, tasks, parts, self.store, self.folder, self.tracker, stop, stage
@@ -81,8 +81,8 @@ class StudySession(Session):
                 # To the second: GRPO ends where a step ends.
                 seconds = state.seconds.get(f"arm/grpo-{seed}", config.grpo.seconds)
                 budget = {"seconds": seconds, "steps": config.grpo.steps, "lr": config.study.sft_lr or config.sft.lr}
-                settings_sft = config.sft.model_copy(update=budget)
-                run_sft(settings_sft, int(seed) + 1, self.gold(), learner, self.folder, self.tracker, stop, stage)
+                settings_sft = config.sft.model_copy(update=budget | {"checkpoint_steps": None})
+                run_sft(settings_sft, int(seed) + 1, self.sft_samples()[0], learner, self.folder, self.tracker, stop, stage)
                 self.sync.run()
         finally:
             state.checkpoint = SFT_CHECKPOINT
