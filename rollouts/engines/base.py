@@ -15,13 +15,19 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. `seed` makes one request repeatable; `temperature` 0 is greedy."""
+    """How to sample. `seed` makes one request repeatable; `temperature` 0 is greedy.
+
+    priority: In a busy engine's queue the lowest goes first, equal ones in the order in which they came.
+    exact: Write `max_tokens` tokens whatever they are; for measurements.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    priority: int = 0
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",
             skip_tokenizer_init=True,
             disable_log_stats=True,
+            scheduling_policy="priority",
             seed=config.seed,
             **memory,
         )
@@ -127,13 +128,15 @@ class VLLMEngine:
             max_tokens=params.max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
-            stop_token_ids=list(params.stop_token_ids),
+            stop_token_ids=[] if params.exact else list(params.stop_token_ids),
+            min_tokens=params.max_tokens if params.exact else 0,
+            ignore_eos=params.exact,
             seed=params.seed if self.config.seeded else None,
             logprobs=0,
             detokenize=False,
         )
         version = self.weight_version
-        final = await self._last(list(token_ids), sampling)
+        final = await self._last(list(token_ids), sampling, params.priority)
         output = final.outputs[0]
         ids = list(output.token_ids)
         return Generation(
@@ -152,14 +155,15 @@ class VLLMEngine:
         final = await self._last(ids, sampling)
         return [0.0] + [step[t].logprob for t, step in zip(ids[1:], final.prompt_logprobs[1:], strict=True)]
 
-    async def _last(self, token_ids: list[int], sampling: Any) -> Any:
+    async def _last(self, token_ids: list[int], sampling: Any, priority: int = 0) -> Any:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
         try:
             final = None
-            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id=str(next(self._ids))):
+            request_id = str(next(self._ids))
+            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id, priority=priority):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM failed: {error}") from error
