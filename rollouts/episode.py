@@ -251,7 +251,7 @@ def gold_policy(env: Env, chat: ChatFormat, pace: Generate | None = None) -> Gen
         ids = chat.assistant(agent.next_turn(env.transcript))
         if pace is None:
             return Generation(ids, [0.0] * len(ids), "stop")
-        taken = await pace(token_ids, replace(params, max_tokens=len(ids)))
+        taken = await pace(token_ids, replace(params, max_tokens=len(ids), exact=True))
         return Generation(ids, [0.0] * len(ids), "stop", taken.weight_version, taken.cached_tokens)
 
     return generate

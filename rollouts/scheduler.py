@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.errors import TaudojoError
 from rollouts.dispatch import Dispatch
 from rollouts.engines.base import EngineConfig, EngineFailed
+from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import tell, tell_silent
 from rollouts.worker import Order, Played, Report, RolloutWorker, WorldConfig
@@ -49,6 +50,7 @@ class RolloutPool:
 
     rebuild: Starts a worker in a dead one's place; without it the pool only shrinks.
     weights_source: Publishes the weights that were loaded last, for a rebuilt worker; without it the pool keeps them.
+    store: Takes every episode as it ends.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class RolloutPool:
         self._failed_in_a_row = 0
         self._starting: dict[Any, Any] = {}  # the reference that tells when it is ready → a rebuilt worker
         self.weights_source: Callable[[], Any] | None = None
+        self.store: TrajectoryStore | None = None
         self._weights: Any = None
         self._version = 0
         self._probe: tuple[Sequence[Sequence[int]], list[list[float]]] | None = None
@@ -297,8 +300,11 @@ class _Round:
         self._dispatch.done(number)
         self._pool._failed_in_a_row = 0
         self._results[number] = played.trajectory
-        if self._on_done and played.trajectory is not None:
-            self._on_done(played.trajectory)
+        if played.trajectory is not None:
+            if self._pool.store is not None:
+                self._pool.store.append(played.trajectory, number)
+            if self._on_done:
+                self._on_done(played.trajectory)
         return True
 
     def _lose(self, worker: Any, why: str) -> None:
