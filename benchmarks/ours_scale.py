@@ -130,7 +130,7 @@ def groups(requests: Sequence[EpisodeRequest], episodes: int) -> list[EpisodeReq
 def measure(workers: Sequence[Any], concurrent: int, requests: Sequence[EpisodeRequest], pace: Pace) -> Measured:
     """One `play` on these workers, `concurrent` episodes in flight on all of them together."""
     pool = RolloutPool(workers, max_concurrent=-(-concurrent // len(workers)))
-    before: list[Meter] = ray.get([worker.meter.remote() for worker in workers])
+    before: list[Meter] = ray.get([worker.settle.remote() for worker in workers])
     gc.collect()
     heap, cpu_s, begin = heap_bytes(), time.process_time(), time.monotonic()
     played = pool.play(requests)
@@ -154,8 +154,8 @@ def measure(workers: Sequence[Any], concurrent: int, requests: Sequence[EpisodeR
         bytes_per_episode=in_workers / concurrent + (heap_bytes() - heap) / len(played),
     )
     say(
-        f"{measured.workers} workers, {concurrent} in flight: {len(played)} episodes in {seconds:.1f} s, ideal {measured.ideal_s:.1f} "
-        f"(longest episode {longest_s:.1f}), efficiency {measured.efficiency:.3f}; CPU per episode: scheduler "
+        f"{measured.workers} workers, {concurrent} in flight: {len(played)} episodes in {seconds:.1f} s, "
+        f"ideal {measured.ideal_s:.1f} (longest episode {longest_s:.1f}), efficiency {measured.efficiency:.3f}; CPU per episode: scheduler "
         f"{1e3 * cpu_s / len(played):.2f} ms, workers {1e3 * measured.worker_cpu_s / len(played):.2f} ms; "
         f"{measured.bytes_per_episode / 1e3:.0f} kB an episode (workers {in_workers / concurrent / 1e3:.0f})"
     )

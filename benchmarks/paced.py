@@ -75,23 +75,31 @@ class PacedWorker(RolloutWorker):
         self._peak = 0
         self._watcher: asyncio.Task[None] | None = None
 
-    async def meter(self) -> Meter:
-        """What was used so far; the peak is counted from the last call on."""
-        assert isinstance(self._engine, FakeEngine)
+    async def settle(self) -> Meter:
+        """What was used so far, after garbage was collected; the peak is counted from here on."""
         self._watcher = self._watcher or asyncio.create_task(self._watch())
         gc.collect()
-        heap = heap_bytes()
-        peak, self._peak = max(self._peak, heap), heap
-        return Meter(time.process_time(), heap, peak, self._engine.written)
+        self._peak = heap_bytes()
+        return await self.meter()
+
+    async def meter(self) -> Meter:
+        """What was used so far."""
+        assert isinstance(self._engine, FakeEngine)
+        return Meter(time.process_time(), heap_bytes(), self._peak, self._engine.written)
 
     async def _watch(self) -> None:
         while True:
             self._peak = max(self._peak, heap_bytes())
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(1.0)
 
 
 class _MallInfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd") + ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
 
 
 def heap_info() -> Callable[[], int] | None:

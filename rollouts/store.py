@@ -6,8 +6,8 @@
     for trajectory in read_folder(folder, "grpo"): …  # datasets.Dataset.from_generator(rows, gen_kwargs={"folder": folder})
 
 One file for each stage, step and worker: `<stage>-<step>-w<worker>.jsonl.zst`, each line a Zstandard frame of its own, so that
-`zstdcat` reads it and a torn end costs one line; `.jsonl` where the package zstandard is missing. `schema` in each line says how to
-read it.
+`zstdcat` reads it and a torn end costs one line; `.jsonl` where the package zstandard is missing. `schema` in each line says how
+to read it.
 """
 
 from __future__ import annotations

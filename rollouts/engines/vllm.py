@@ -121,6 +121,11 @@ class VLLMEngine:
         self.weight_version = 0
         self._ids = itertools.count()
 
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block of the prefix cache; only whole blocks are found again."""
+        return int(self._llm.vllm_config.cache_config.block_size)
+
     async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         import vllm
 

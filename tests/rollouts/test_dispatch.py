@@ -111,7 +111,7 @@ def test_whatever_happens_every_episode_is_played_to_its_end_once(data: Any):
     dispatch: Dispatch[int] = Dispatch(asked, limit)
     workers, newest, running, finished = {0}, 0, {}, []
     dispatch.join(0)
-    for event in data.draw(st.lists(st.sampled_from(["done", "done", "lose", "join"]), max_size=60)) + ["join"]:
+    for event in data.draw(st.lists(st.sampled_from(["done", "done", "lose", "join"]), max_size=60)):
         while (handout := dispatch.next()) is not None:
             assert handout[0] not in running
             running[handout[0]] = handout[1]
@@ -130,6 +130,8 @@ def test_whatever_happens_every_episode_is_played_to_its_end_once(data: Any):
             workers.remove(worker)
             assert dispatch.leave(worker) == sorted(n for n, w in running.items() if w == worker)
             running = {n: w for n, w in running.items() if w != worker}
+    newest += 1
+    dispatch.join(newest)
     while dispatch.unfinished:
         while (handout := dispatch.next()) is not None:
             running[handout[0]] = handout[1]
