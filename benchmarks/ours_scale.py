@@ -155,8 +155,8 @@ def measure(workers: Sequence[Any], concurrent: int, requests: Sequence[EpisodeR
     )
     say(
         f"{measured.workers} workers, {concurrent} in flight: {len(played)} episodes in {seconds:.1f} s, "
-        f"ideal {measured.ideal_s:.1f} (longest episode {longest_s:.1f}), efficiency {measured.efficiency:.3f}; CPU per episode: scheduler "
-        f"{1e3 * cpu_s / len(played):.2f} ms, workers {1e3 * measured.worker_cpu_s / len(played):.2f} ms; "
+        f"ideal {measured.ideal_s:.1f} (longest episode {longest_s:.1f}), efficiency {measured.efficiency:.3f}; CPU per episode: "
+        f"scheduler {1e3 * cpu_s / len(played):.2f} ms, workers {1e3 * measured.worker_cpu_s / len(played):.2f} ms; "
         f"{measured.bytes_per_episode / 1e3:.0f} kB an episode (workers {in_workers / concurrent / 1e3:.0f})"
     )
     return measured

@@ -96,10 +96,8 @@ class PacedWorker(RolloutWorker):
 class _MallInfo(ctypes.Structure):
     """`struct mallinfo2` of malloc.h."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd") + ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    ]
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
 
 
 def heap_info() -> Callable[[], int] | None:
