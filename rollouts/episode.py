@@ -57,6 +57,7 @@ class World:
     new_user: Callable[[], User | None]
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventLog | None = None
+    grammar: str | None = None  # of what the policy may write; None is anything
 
     def new_env(self, request: EpisodeRequest) -> Env:
         limits = self.limits
@@ -141,6 +142,7 @@ async def play(request: EpisodeRequest, world: World, generate: Generate, place:
             stop_token_ids=tuple(world.chat.stop_token_ids),
             seed=(request.seed * 1009 + turn_number) % 2**31,
             priority=_priority(request, written),
+            grammar=world.grammar,
         )
         asked = time.monotonic()
         place.waits_for("engine")

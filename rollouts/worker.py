@@ -28,6 +28,7 @@ from rollouts.events import EventLog, EventSettings
 from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
 from rollouts.prompts import Style
+from rollouts.structured import tool_call_grammar
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import Place, Standstill, overdue
 
@@ -50,6 +51,7 @@ class WorldConfig:
     reward: dict[str, Any] = field(default_factory=dict)
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventSettings | None = None
+    structured: bool = False
 
 
 def build_world(config: WorldConfig) -> World:
@@ -59,6 +61,7 @@ def build_world(config: WorldConfig) -> World:
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     parser = get_parser(config.parser, tokenizer)
     domain = load_domain(config.domain, config.source)
+    tools = domain.solo_tool_schemas if config.user == "solo" else domain.tool_schemas
     user_model = str(config.user_settings.get("model", config.user))
     return World(
         domain=domain,
@@ -68,6 +71,7 @@ def build_world(config: WorldConfig) -> World:
         reward_fn=build_reward(config.reward),
         new_user=user_factory(config.user, config.user_settings, domain, asynchronous=True),
         limits=config.limits,
+        grammar=tool_call_grammar(config.parser, tools) if config.structured else None,
         events=EventLog(config.events, Path(config.model_path).name, user_model) if config.events else None,
     )
 

@@ -361,6 +361,7 @@ def world_config(config: RunConfig, model_path: str, source: Any, events: EventS
         reward=config.reward,
         limits=config.limits(),
         events=events,
+        structured=config.rollout.structured,
     )
 
 

@@ -19,6 +19,7 @@ class SamplingParams:
 
     priority: In a busy engine's queue the lowest goes first, equal ones in the order in which they came.
     exact: Write `max_tokens` tokens whatever they are; for measurements.
+    grammar: What may be written, as `rollouts.structured` says; the engine must have been started with `structured`.
     """
 
     max_tokens: int
@@ -28,6 +29,7 @@ class SamplingParams:
     seed: int | None = None
     priority: int = 0
     exact: bool = False
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     cores: int | None = None  # CPU only: cores this engine may use; None = all that the process may use
     seed: int = 0
+    structured: bool = False  # can obey `SamplingParams.grammar`
     seeded: bool = False  # honour `SamplingParams.seed` (slower sampling on a CPU); False: one generator for the engine
 
 

@@ -104,7 +104,7 @@ class VLLMEngine:
             tensor_parallel_size=config.tensor_parallel_size,
             worker_extension_cls=f"{__name__}.WorkerExtension",
             logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not config.structured,
             disable_log_stats=True,
             scheduling_policy="priority",
             seed=config.seed,
@@ -128,6 +128,7 @@ class VLLMEngine:
 
     async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         import vllm
+        from vllm.sampling_params import StructuredOutputsParams
 
         sampling = vllm.SamplingParams(
             max_tokens=params.max_tokens,
@@ -136,6 +137,7 @@ class VLLMEngine:
             stop_token_ids=[] if params.exact else list(params.stop_token_ids),
             min_tokens=params.max_tokens if params.exact else 0,
             ignore_eos=params.exact,
+            structured_outputs=StructuredOutputsParams(structural_tag=params.grammar) if params.grammar else None,
             seed=params.seed if self.config.seeded else None,
             logprobs=0,
             detokenize=False,
