@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,16 @@ class WorkerExtension:
     """Runs inside vLLM's worker process, mixed into its Worker class."""
 
     model_runner: Any
+
+    def taudojo_end_with(self, pid: int) -> None:
+        """Ends this process when that one is gone: vLLM's own would outlive an actor that was killed, and keep its memory."""
+        gone = os.pidfd_open(pid)
+
+        def watch() -> None:
+            select.select([gone], [], [])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def taudojo_load(self, file: str, skip: tuple[str, ...] = ()) -> int:
         """Loads a safetensors file into the live model; returns the number of tensors. `skip` exists for tests of the probe."""
@@ -120,6 +132,7 @@ class VLLMEngine:
         self.config = config
         self.weight_version = 0
         self._ids = itertools.count()
+        self._bound = False
 
     @property
     def block_size(self) -> int:
@@ -167,6 +180,7 @@ class VLLMEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        await self._bind()
         try:
             final = None
             request_id = str(next(self._ids))
@@ -178,9 +192,16 @@ class VLLMEngine:
             raise EngineFailed("vLLM ended a request without an answer")
         return final
 
+    async def _bind(self) -> None:
+        """Before the first use: ties the engine's processes to this one. It needs the event loop, so `__init__` cannot."""
+        if not self._bound:
+            self._bound = True
+            await self._llm.collective_rpc("taudojo_end_with", args=(os.getpid(),))
+
     async def load_weights(self, file: str, version: int, *, skip: tuple[str, ...] = ()) -> None:
         if not Path(file).is_file():
             raise TaudojoError(f"weight file {file} is missing")
+        await self._bind()
         await self._llm.pause_generation(mode="wait", clear_cache=True)
         try:
             await self._llm.collective_rpc("taudojo_load", args=(file, skip))
