@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from envs.errors import TaudojoError
 from rollouts.dispatch import Dispatch
 from rollouts.engines.base import EngineConfig, EngineFailed
+from rollouts.lengths import Lengths
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import tell, tell_silent
@@ -70,6 +71,7 @@ class RolloutPool:
         self._starting: dict[Any, Any] = {}  # the reference that tells when it is ready → a rebuilt worker
         self.weights_source: Callable[[], Any] | None = None
         self.store: TrajectoryStore | None = None
+        self._lengths = Lengths()
         self._weights: Any = None
         self._version = 0
         self._probe: tuple[Sequence[Sequence[int]], list[list[float]]] | None = None
@@ -107,7 +109,7 @@ class RolloutPool:
         """Plays all requests and returns their trajectories in order."""
         if self._lockstep:
             return self._play_lockstep(requests, on_done)
-        return _Round(self, requests, on_done).run()
+        return _Round(self, [self._lengths.expect(request) for request in requests], on_done).run()
 
     def _play_lockstep(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None
@@ -301,6 +303,7 @@ class _Round:
         self._pool._failed_in_a_row = 0
         self._results[number] = played.trajectory
         if played.trajectory is not None:
+            self._pool._lengths.learn(played.trajectory)
             if self._pool.store is not None:
                 self._pool.store.append(played.trajectory, number)
             if self._on_done:
