@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +15,8 @@ import pytest
 
 from benchmarks import scale
 from benchmarks.ours_scale import Measured, Pace, groups, known_lengths
-from benchmarks.paced import SlowUser, heap_bytes
+from benchmarks.paced import SlowUser
+from benchmarks.process import ROOT
 from envs.errors import TaudojoError
 from envs.types import Message, StopReason, Task, Transcript
 from envs.users.scripted import ScriptedUser
@@ -138,6 +142,11 @@ def test_a_waiting_request_that_is_cancelled_leaves_its_place_to_others():
 
 
 def test_the_heap_grows_with_what_is_kept():
-    before = heap_bytes()
-    kept = [bytes(1000) * 1000 for _ in range(50)]
-    assert heap_bytes() - before > 0.8 * sum(map(len, kept))
+    program = (
+        "from benchmarks.paced import heap_bytes; before = heap_bytes(); kept = [bytes(1000) * 1000 for _ in range(50)]; "
+        "print(heap_bytes() - before)"
+    )
+    grown = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | {"PYTHONMALLOC": "malloc"}, capture_output=True, check=True
+    )
+    assert int(grown.stdout) == pytest.approx(50e6, rel=0.02)
