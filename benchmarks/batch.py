@@ -28,10 +28,10 @@ def read_batch(path: Path, max_tokens: int, count: int | None = None) -> list[Ro
     Raises:
         TaudojoError: there is no such file, too few episodes, or one in which the policy wrote nothing.
     """
-    if not path.is_file():
-        raise TaudojoError(f"--trajectories {path}: no such file; give one of a run's trajectories/*.jsonl.")
     try:
         played = list(read_file(path))
+    except FileNotFoundError as error:
+        raise TaudojoError(f"--trajectories {path}: no such file; give one of a run's trajectories/*.") from error
     except ValueError as error:
         raise TaudojoError(str(error)) from error
     if len(played) < (count or 1):

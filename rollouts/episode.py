@@ -7,7 +7,9 @@ Nothing sampled is ever rendered again. The episode's only hook is `generate`: a
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from rollouts.events import OFF, EpisodeEvents, EventLog, calls_kind, turn_kind
 from rollouts.parsers import Parser
 from rollouts.prompts import Style, render_observation, system_prompt
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
+from rollouts.watchdog import Place
 
 Generate = Callable[[Sequence[int], SamplingParams], Awaitable[Generation]]
 
@@ -54,6 +57,7 @@ class World:
     new_user: Callable[[], User | None]
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventLog | None = None
+    grammar: str | None = None  # of what the policy may write; None is anything
 
     def new_env(self, request: EpisodeRequest) -> Env:
         limits = self.limits
@@ -102,29 +106,34 @@ class _Context:
         segment.versions.append((start, len(segment.token_ids), generation.weight_version))
 
 
-async def play(request: EpisodeRequest, world: World, generate: Generate) -> Trajectory:
+async def play(request: EpisodeRequest, world: World, generate: Generate, place: Place | None = None) -> Trajectory:
     """Plays one episode to its end and scores it. Engine failures propagate; everything else ends in a `StopReason`.
 
-    Where the customer fails before the first turn, nothing is sampled and the only segment is empty.
+    Where the customer fails before the first turn, nothing is sampled and the only segment is empty. `place` is told what the
+    episode waits for. No wait outlasts the deadline: what is awaited then is cancelled, and the episode ends as TIMEOUT.
     """
     begin = time.monotonic()
+    place = place or Place(request.task.id)
     env = world.new_env(request)
-    if request.policy == "gold":
-        generate = gold_policy(env, world.chat)
+    if request.policy in ("gold", "paced"):
+        generate = gold_policy(env, world.chat, generate if request.policy == "paced" else None)
     events = world.events.episode(request.task.id) if world.events else OFF
     env.open(request.seed)
-    await hear_user(env, events)
+    deadline = begin + world.limits.deadline_s
+    if request.policy == "none":
+        env.interrupt(StopReason.ENGINE_ERROR)
+    await hear_user(env, events, place, deadline)
     system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo)
     context = _Context()
     context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
     limits = world.limits
-    cached, generating, turn_number = 0, 0.0, 0
+    cached, generating, turn_number, written = 0, 0.0, 0, 0
     while not env.done:
         room = limits.max_model_len - len(context.ids)
         if room < 2:
             env.interrupt(StopReason.CONTEXT_FULL)
             break
-        if time.monotonic() - begin > limits.deadline_s:
+        if time.monotonic() > deadline:  # nothing was awaited that could have been cancelled
             env.interrupt(StopReason.TIMEOUT)
             break
         params = SamplingParams(
@@ -132,9 +141,19 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
             temperature=request.temperature,
             stop_token_ids=tuple(world.chat.stop_token_ids),
             seed=(request.seed * 1009 + turn_number) % 2**31,
+            priority=_priority(request, written),
+            grammar=world.grammar,
         )
         asked = time.monotonic()
-        generation = await generate(context.ids, params)
+        place.waits_for("engine")
+        try:
+            async with _until(deadline):
+                generation = await generate(context.ids, params)
+        except TimeoutError:
+            env.interrupt(StopReason.TIMEOUT)
+            break
+        place.waits_for("world")
+        written += len(generation.token_ids)
         generating += time.monotonic() - asked
         events.write("expert_call" if request.policy == "gold" else "llm_call", "generate", asked)
         cached += generation.cached_tokens
@@ -145,7 +164,7 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
         new = env.begin(turn)
         if turn.actions:
             events.write("tool_call", calls_kind(turn.actions), begun)
-        new += await hear_user(env, events)
+        new += await hear_user(env, events, place, deadline)
         events.write("step_complete", turn_kind(turn), asked)
         if env.done:
             break
@@ -176,17 +195,37 @@ async def play(request: EpisodeRequest, world: World, generate: Generate) -> Tra
     )
 
 
-async def hear_user(env: Env, events: EpisodeEvents = OFF) -> tuple[Message, ...]:
+def _until(deadline: float) -> asyncio.Timeout:
+    """Cancels its block at this time of `time.monotonic()`, which then raises TimeoutError."""
+    return asyncio.timeout(max(0.0, deadline - time.monotonic()))
+
+
+def _priority(request: EpisodeRequest, written: int) -> int:
+    """The place in a busy engine's queue, the lowest first: whoever has the most before them must not come last."""
+    return 0 if request.expected_tokens is None else min(0, written - round(request.expected_tokens))
+
+
+async def hear_user(
+    env: Env, events: EpisodeEvents = OFF, place: Place | None = None, deadline: float = math.inf
+) -> tuple[Message, ...]:
     """The customer's turn, if it is theirs: their words, after whatever they do on their own device.
 
-    A customer that fails ends the episode as USER_ERROR.
+    A customer that fails ends the episode as USER_ERROR, one that does not answer before the deadline as TIMEOUT.
     """
     heard: tuple[Message, ...] = ()
     while env.awaiting_user:
         asked = time.monotonic()
         try:
             words = env.ask()
-            reply = words if isinstance(words, UserReply | str) else await words
+            if isinstance(words, UserReply | str):
+                reply = words
+            else:
+                if place:
+                    place.waits_for("customer")
+                async with _until(deadline):
+                    reply = await words
+                if place:
+                    place.waits_for("world")
             calls = reply.actions if isinstance(reply, UserReply) else ()
             events.write("user_sim", "calls" if calls else "text", asked, by_user=True)
             begun = time.monotonic()
@@ -197,15 +236,24 @@ async def hear_user(env: Env, events: EpisodeEvents = OFF) -> tuple[Message, ...
             events.write("user_sim", "error", asked, by_user=True)
             logging.getLogger(__name__).warning("task %s of %s: %s", env.task.id, env.domain.name, error)
             env.interrupt(StopReason.USER_ERROR)
+        except TimeoutError:
+            events.write("user_sim", "error", asked, by_user=True)
+            env.interrupt(StopReason.TIMEOUT)
     return heard
 
 
-def gold_policy(env: Env, chat: ChatFormat) -> Generate:
-    """The expert's turns as if they had been sampled: the target tokens of SFT, with log-probability 0."""
+def gold_policy(env: Env, chat: ChatFormat, pace: Generate | None = None) -> Generate:
+    """The expert's turns as if they had been sampled: the target tokens of SFT, with log-probability 0.
+
+    `pace`: An engine that is asked for as many tokens each time; what it says is not used.
+    """
     agent = env.domain.expert(env.task, solo=env.solo)
 
     async def generate(token_ids: Sequence[int], params: SamplingParams) -> Generation:
         ids = chat.assistant(agent.next_turn(env.transcript))
-        return Generation(ids, [0.0] * len(ids), "stop")
+        if pace is None:
+            return Generation(ids, [0.0] * len(ids), "stop")
+        taken = await pace(token_ids, replace(params, max_tokens=len(ids), exact=True))
+        return Generation(ids, [0.0] * len(ids), "stop", taken.weight_version, taken.cached_tokens)
 
     return generate

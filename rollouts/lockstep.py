@@ -29,6 +29,7 @@ class LockStep:
     def leave(self, number: int) -> None:
         """The episode is over; the others no longer wait for it."""
         self._live.discard(number)
+        self._waiting.pop(number, None)
         self._run_if_complete()
 
     def _run_if_complete(self) -> None:
@@ -51,4 +52,5 @@ class LockStep:
                     future.set_exception(error)
             return
         for (_, _, future), generation in zip(batch.values(), results, strict=True):
-            future.set_result(generation)
+            if not future.done():  # its episode's deadline may have passed
+                future.set_result(generation)

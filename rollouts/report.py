@@ -2,7 +2,7 @@
 
 >>> write_report(Path("outputs/my-run"))        # writes report.html and curves.png
 
-Reads summary.json, metrics.jsonl, config.yaml and trajectories/*.jsonl; a run that stopped half-way has fewer of them, and
+Reads summary.json, metrics.jsonl, config.yaml and trajectories/*; a run that stopped half-way has fewer of them, and
 the page shows what there is. What models, users and tools wrote is untrusted: everything is escaped and no script runs.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollouts.charts import DARK, LIGHT, SETS, STAGES, draw, is_number, shown
+from rollouts.store import json_lines, trajectory_files
 
 SAMPLE_TASKS = 4
 MAX_MESSAGE_CHARS = 3000
@@ -65,6 +66,15 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def _episodes(path: Path) -> Iterator[dict[str, Any]]:
+    """The stored episodes of a file, but for damaged lines."""
+    for _, line in json_lines(path):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
 
 
 def _blocks(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -145,8 +155,8 @@ def _cell(block: Mapping[str, Any], key: str) -> str:
 def _conversations(folder: Path) -> str:
     """A few tasks, each as it was played at every evaluation."""
     played: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*eval*.jsonl")):
-        for episode in _json_lines(path):
+    for path in (path for path in trajectory_files(folder) if "eval" in path.name):
+        for episode in _episodes(path):
             stage = str(episode.get("stage", "")).removeprefix("eval/")
             if stage in STAGES:
                 played.setdefault(str(episode["task_id"]), {}).setdefault(stage, episode)

@@ -3,37 +3,78 @@
     pool = RolloutPool.start(world, engine, workers=1)
     trajectories = pool.play(requests)              # in the order of the requests
 
-A worker that dies costs its unfinished episodes' time: they are played again on the others, a bounded number of times.
+Who plays what is decided in `dispatch.py`. A worker that dies, whose engine fails, or that does not report any more costs its
+unfinished episodes' time: they are played again on the others, a bounded number of times, while another worker is started in its
+place and given the current weights. An episode that cannot be played ends as ENGINE_ERROR: none disappears.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from envs.errors import TaudojoError
+from rollouts.dispatch import Dispatch
 from rollouts.engines.base import EngineConfig, EngineFailed
+from rollouts.lengths import Lengths
+from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
-from rollouts.worker import RolloutWorker, WorldConfig
+from rollouts.watchdog import tell, tell_silent
+from rollouts.worker import Order, Played, Report, RolloutWorker, WorldConfig
 
-MAX_ATTEMPTS = 3
+log = logging.getLogger(__name__)
+
+#: How often an episode is begun before it is given up.
+MAX_ATTEMPTS = 5
+#: How many workers in a row may fail before one of them has played an episode.
+MAX_REBUILDS = 3
 START_TIMEOUT_S = 600.0
 SYNC_TIMEOUT_S = 300.0
+#: A worker says at least this often that it lives; after `SILENCE_S` without a word it is taken for dead.
+HEARTBEAT_S = 10.0
+SILENCE_S = 120.0
+#: An episode that waits so long for one answer is named in the log.
+STANDSTILL_S = 60.0
+#: Greatest mean |Δ log-prob| by which a rebuilt engine may differ from the others on the last probe; rounding explains less.
+REBUILT_TOLERANCE = 0.05
 
 
 class RolloutPool:
-    """The living rollout workers of a run."""
+    """The living rollout workers of a run.
 
-    def __init__(self, workers: Sequence[Any], max_concurrent: int, lockstep: bool = False) -> None:
+    rebuild: Starts a worker in a dead one's place; without it the pool only shrinks.
+    weights_source: Publishes the weights that were loaded last, for a rebuilt worker; without it the pool keeps them.
+    store: Takes every episode as it ends.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Any],
+        max_concurrent: int,
+        lockstep: bool = False,
+        rebuild: Callable[[int], Any] | None = None,
+    ) -> None:
         self._workers = list(workers)
+        self._numbers = {worker: number for number, worker in enumerate(workers)}
         self._max_concurrent = max_concurrent
         self._lockstep = lockstep
+        self._rebuild = rebuild
+        self._started = len(self._workers)
+        self._failed_in_a_row = 0
+        self._starting: dict[Any, Any] = {}  # the reference that tells when it is ready → a rebuilt worker
+        self.weights_source: Callable[[], Any] | None = None
+        self.store: TrajectoryStore | None = None
+        self._lengths = Lengths()
+        self._weights: Any = None
+        self._version = 0
+        self._probe: tuple[Sequence[Sequence[int]], list[list[float]]] | None = None
 
     @classmethod
     def start(
@@ -45,6 +86,7 @@ class RolloutPool:
         max_concurrent: int = 64,
         num_gpus: float = 0.0,
         lockstep: bool = False,
+        worker_class: type[RolloutWorker] = RolloutWorker,
     ) -> RolloutPool:
         """Starts actors and waits until every engine is up.
 
@@ -52,93 +94,245 @@ class RolloutPool:
             TaudojoError: an engine did not start; the message is the engine's own.
         """
         threads = {"OMP_NUM_THREADS": str(engine.cores or os.cpu_count() or 1)}
-        remote: Any = ray.remote(RolloutWorker).options(
+        remote: Any = ray.remote(worker_class).options(
             num_cpus=0 if num_gpus else 1, num_gpus=num_gpus, max_concurrency=1000, runtime_env={"env_vars": threads}
         )
-        actors = [remote.remote(world, engine) for _ in range(workers)]
+
+        def build(number: int) -> Any:
+            return remote.remote(world, engine, number)
+
+        actors = [build(number) for number in range(workers)]
         get([a.ready.remote() for a in actors], START_TIMEOUT_S, "the rollout engine to start")
-        return cls(actors, max_concurrent, lockstep)
+        return cls(actors, max_concurrent, lockstep, build)
 
     def play(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None) -> list[Trajectory]:
         """Plays all requests and returns their trajectories in order."""
         if self._lockstep:
-            done: list[Trajectory] = []
-            for start in range(0, len(requests), self._max_concurrent):
-                part = list(requests[start : start + self._max_concurrent])
-                done += get(self._workers[0].play_lockstep.remote(part), None, "lock-step episodes")
-                for trajectory in done[start:]:
-                    if on_done:
-                        on_done(trajectory)
-            return done
-        results: dict[int, Trajectory] = {}
-        attempts = dict.fromkeys(range(len(requests)), 0)
-        queue = deque(range(len(requests)))
-        running: dict[Any, tuple[int, Any]] = {}
-        load = dict.fromkeys(self._workers, 0)
-        while queue or running:
-            while queue and self._workers:
-                worker = min(self._workers, key=lambda w: load[w])
-                if load[worker] >= self._max_concurrent:
-                    break
-                number = queue.popleft()
-                load[worker] += 1
-                attempts[number] += 1
-                running[worker.play.remote(requests[number])] = (number, worker)
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=60.0)
-            for reference in finished:
-                number, worker = running.pop(reference)
-                load[worker] -= 1
-                try:
-                    results[number] = ray.get(reference)
-                except RayTaskError as error:
-                    if not isinstance(error.cause, EngineFailed):
-                        raise error.cause from error
-                    self._retry(worker, number, attempts, queue, error)
-                except RayActorError as error:
-                    self._retry(worker, number, attempts, queue, error)
-                else:
-                    if on_done:
-                        on_done(results[number])
-        return [results[n] for n in range(len(requests))]
+            return self._play_lockstep(requests, on_done)
+        return _Round(self, [self._lengths.expect(request) for request in requests], on_done).run()
 
-    def _retry(self, worker: Any, number: int, attempts: dict[int, int], queue: deque[int], error: Exception) -> None:
-        if worker in self._workers:
-            self._workers.remove(worker)
-        if not self._workers or attempts[number] >= MAX_ATTEMPTS:
-            raise TaudojoError(
-                f"an episode could not be played ({attempts[number]} attempts, {len(self._workers)} workers left): "
-                f"{str(error).strip().splitlines()[-1]}; resume the run to go on"
-            ) from error
-        queue.append(number)
+    def _play_lockstep(
+        self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None
+    ) -> list[Trajectory]:
+        done: list[Trajectory] = []
+        for start in range(0, len(requests), self._max_concurrent):
+            part = list(requests[start : start + self._max_concurrent])
+            done += get(self._workers[0].play_lockstep.remote(part), None, "lock-step episodes")
+            for trajectory in done[start:]:
+                if on_done:
+                    on_done(trajectory)
+        return done
 
     def load_weights(self, safetensors: Any, version: int) -> float:
-        """Gives every worker the weights (an object reference to safetensors bytes). Returns seconds."""
+        """Gives every worker the weights (an object reference to safetensors bytes). Returns seconds.
+
+        A worker that dies of it is replaced, and so is one that had died before.
+        """
         begin = time.monotonic()
-        get([w.load_weights.remote(safetensors, version) for w in self._workers], SYNC_TIMEOUT_S, "weight sync")
+        self._version, self._probe = version, None
+        self._weights = safetensors if self.weights_source is None else None
+        loading = [(worker, worker.load_weights.remote(safetensors, version)) for worker in self._workers]
+        for worker, reference in loading:
+            try:
+                get(reference, SYNC_TIMEOUT_S, "weight sync", dead=())
+            except RayActorError as error:
+                self._replace(worker, _reason(error))
+        while not self._workers:  # those that start load the same weights
+            self._welcome(list(self._starting), START_TIMEOUT_S, safetensors)
         return time.monotonic() - begin
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         """Per worker and prompt: the log-probabilities of the prompt's tokens."""
-        return get([w.score.remote(prompts) for w in self._workers], SYNC_TIMEOUT_S, "the probe's log-probs")
+        scores = get([w.score.remote(prompts) for w in self._workers], SYNC_TIMEOUT_S, "the probe's log-probs")
+        self._probe = (prompts, scores[0]) if scores else None
+        return scores
 
     def close(self) -> None:
-        for worker in self._workers:
+        for worker in [*self._workers, *self._starting.values()]:
             try:
                 ray.get(worker.close.remote(), timeout=30)
             except Exception:  # it is going away in any case
                 pass
             ray.kill(worker)
-        self._workers = []
+        self._workers, self._starting = [], {}
+
+    def _replace(self, worker: Any, why: str) -> None:
+        """A worker is given up, and another is started in its place.
+
+        Raises:
+            TaudojoError: none is left, and none can be started.
+        """
+        log.warning("rollout worker %d is lost: %s", self._numbers[worker], why)
+        if worker in self._workers:
+            self._workers.remove(worker)
+        ray.kill(worker)
+        self._failed_in_a_row += 1
+        if self._rebuild is not None and self._failed_in_a_row <= MAX_REBUILDS:
+            new = self._rebuild(self._started)
+            self._numbers[new] = self._started
+            self._started += 1
+            self._starting[new.ready.remote()] = new
+        elif not self._workers and not self._starting:
+            raise TaudojoError(f"the last rollout worker is lost: {why}; resume the run to go on")
+
+    def _welcome(self, references: Sequence[Any], timeout_s: float, safetensors: Any = None) -> list[Any]:
+        """Workers whose start has ended: those that are up, with the current weights, join the others and are returned."""
+        joined = []
+        for reference in references:
+            worker = self._starting.pop(reference)
+            try:
+                get(reference, timeout_s, "the rollout engine to start", dead=())
+                if self._version:
+                    self._renew(worker, safetensors)
+            except (RayActorError, TaudojoError) as error:
+                self._replace(worker, _reason(error))
+            else:
+                self._workers.append(worker)
+                joined.append(worker)
+        return joined
+
+    def _renew(self, worker: Any, safetensors: Any = None) -> None:
+        """Gives a rebuilt worker the current weights, and compares it with what the others said in the last probe."""
+        if safetensors is None:
+            safetensors = self.weights_source() if self.weights_source is not None else self._weights
+        get(worker.load_weights.remote(safetensors, self._version), SYNC_TIMEOUT_S, "a rebuilt worker's weights", dead=())
+        if self._probe is not None:
+            prompts, expected = self._probe
+            scores = get(worker.score.remote(prompts), SYNC_TIMEOUT_S, "a rebuilt worker's log-probs", dead=())
+            gaps = [abs(a - b) for mine, theirs in zip(scores, expected, strict=True) for a, b in zip(mine, theirs, strict=True)]
+            if not sum(gaps) / max(1, len(gaps)) <= REBUILT_TOLERANCE:
+                raise TaudojoError(f"a rebuilt rollout worker does not have weight version {self._version}")
 
 
-def get(references: Any, timeout_s: float | None, what: str) -> Any:
-    """`ray.get` whose errors say who was waited for; a worker's own exception comes through as itself."""
+class _Round:
+    """One call of `play`: what waits, what runs where, and what has come back."""
+
+    def __init__(
+        self, pool: RolloutPool, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None
+    ) -> None:
+        self._pool, self._requests, self._on_done = pool, requests, on_done
+        self._dispatch: Dispatch[Any] = Dispatch(requests, pool._max_concurrent)
+        self._results: list[Trajectory | None] = [None] * len(requests)
+        self._reports: dict[Any, Any] = {}  # the reference to a worker's next report → the worker
+        self._heard: dict[Any, float] = {}
+        self._base = time.monotonic_ns()  # episodes of different rounds have different numbers
+
+    def run(self) -> list[Trajectory]:
+        for worker in self._pool._workers:
+            self._join(worker)
+        try:
+            while self._dispatch.unfinished:
+                self._hand_out()
+                self._collect()
+        except BaseException:  # Ctrl-C too: what runs is nobody's any more
+            for worker in self._pool._workers:
+                worker.drop.remote()
+            raise
+        return [trajectory for trajectory in self._results if trajectory is not None]
+
+    def _join(self, worker: Any) -> None:
+        self._dispatch.join(worker)
+        self._listen(worker)
+
+    def _listen(self, worker: Any) -> None:
+        self._heard[worker] = time.monotonic()
+        self._reports[worker.report.remote(HEARTBEAT_S, STANDSTILL_S)] = worker
+
+    def _hand_out(self) -> None:
+        orders: dict[Any, list[Order]] = {}
+        while (handout := self._dispatch.next()) is not None:
+            number, worker = handout
+            request, attempt = self._requests[number], self._dispatch.attempts[number]
+            if attempt > MAX_ATTEMPTS + 1:
+                raise TaudojoError(
+                    f"task {request.task.id} ended {MAX_ATTEMPTS + 1} rollout workers; leave it out (env.exclude_audited, or "
+                    "another task set) and resume the run"
+                )
+            if attempt > MAX_ATTEMPTS:
+                request = replace(request, policy="none")
+            orders.setdefault(worker, []).append(Order(self._base + number, request, attempt))
+        for worker, batch in orders.items():
+            worker.begin.remote(batch)
+
+    def _collect(self) -> None:
+        """Waits for the next report or rebuilt worker, and for what else has come by then."""
+        pool = self._pool
+        references = [*self._reports, *pool._starting]
+        ready, _ = ray.wait(references, num_returns=1, timeout=HEARTBEAT_S)
+        if len(ready) < len(references):
+            more, _ = ray.wait([r for r in references if r not in ready], num_returns=len(references) - len(ready), timeout=0)
+            ready = [*ready, *more]
+        for worker in pool._welcome([r for r in ready if r in pool._starting], START_TIMEOUT_S):
+            self._join(worker)
+        for reference in ready:
+            if reference in self._reports:
+                self._take(reference)
+        for worker, heard in list(self._heard.items()):
+            if time.monotonic() - heard > SILENCE_S:
+                silent_s = time.monotonic() - heard
+                tasks = [self._requests[number].task.id for number in self._dispatch.running(worker)]
+                tell_silent(pool._numbers[worker], silent_s, tasks)
+                self._lose(worker, f"no report for {silent_s:.0f} s")
+
+    def _take(self, reference: Any) -> None:
+        worker = self._reports.pop(reference)
+        try:
+            report: Report = ray.get(reference)
+        except RayActorError as error:
+            self._lose(worker, _reason(error))
+            return
+        except RayTaskError as error:
+            raise error.cause from error
+        for played in sorted(report.played, key=lambda p: p.error is not None):  # what was played counts, whatever else happened
+            if not self._accept(worker, played):
+                return
+        tell(self._pool._numbers[worker], report.standstills)
+        self._listen(worker)
+
+    def _accept(self, worker: Any, played: Played) -> bool:
+        """Takes in what a worker brought; False where the worker is lost with it."""
+        number = played.number - self._base
+        if not self._dispatch.plays(worker, number):
+            return True  # of an earlier round, which was broken off
+        if isinstance(played.error, EngineFailed):
+            self._lose(worker, str(played.error))
+            return False
+        if played.error is not None:
+            raise played.error
+        self._dispatch.done(number)
+        self._pool._failed_in_a_row = 0
+        self._results[number] = played.trajectory
+        if played.trajectory is not None:
+            self._pool._lengths.learn(played.trajectory)
+            if self._pool.store is not None:
+                self._pool.store.append(played.trajectory, number)
+            if self._on_done:
+                self._on_done(played.trajectory)
+        return True
+
+    def _lose(self, worker: Any, why: str) -> None:
+        self._heard.pop(worker, None)
+        self._reports = {reference: w for reference, w in self._reports.items() if w is not worker}
+        self._dispatch.leave(worker)
+        self._pool._replace(worker, why)
+
+
+def get(references: Any, timeout_s: float | None, what: str, dead: tuple[type[Exception], ...] = (RayActorError,)) -> Any:
+    """`ray.get` whose errors say who was waited for; a worker's own exception comes through as itself.
+
+    dead: Errors of a dead worker that become sentences; others come through.
+    """
     try:
         return ray.get(references, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise TaudojoError(f"waited {timeout_s:.0f} s for {what}; see the Ray logs of the worker") from error
     except RayTaskError as error:
         raise error.cause from error
-    except RayActorError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise TaudojoError(f"a worker died while the run waited for {what}: {lines[-1].strip()}") from error
+    except dead as error:
+        raise TaudojoError(f"a worker died while the run waited for {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from envs.types import Task, Transcript
 from rewards.breakdown import RewardBreakdown
@@ -33,7 +33,12 @@ class TokenSegment:
 
 @dataclass(frozen=True)
 class EpisodeRequest:
-    """One episode to play. `group` numbers the GRPO group within a step; `policy` says who speaks."""
+    """One episode to play. `group` numbers the GRPO group within a step.
+
+    policy: Who speaks. `engine`; `gold`, the expert; `paced`, the expert, who takes the engine's time for its words; `none`,
+        nobody: the episode could not be played and ends as ENGINE_ERROR.
+    expected_tokens: How many tokens the policy will write, where something is known about it.
+    """
 
     task: Task
     seed: int
@@ -41,7 +46,8 @@ class EpisodeRequest:
     step: int = 0
     group: int = 0
     temperature: float = 1.0
-    policy: str = "engine"  # or "gold", the expert
+    policy: Literal["engine", "gold", "paced", "none"] = "engine"
+    expected_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Trajectory:
     seed: int
     seconds: float = 0.0
     cached_tokens: int = 0
+    worker: int = 0  # who played it: the workers of a run are numbered in the order in which they were started
+    attempts: int = 1  # how often it was begun; more than once where a worker died
     timings: Mapping[str, float] = field(default_factory=dict)
     #: Where a language model played the customer: `answers`, `retries`, `prompt_tokens`, `completion_tokens`, `cost_usd`.
     user_usage: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +97,8 @@ class Trajectory:
                 "total": self.tokens,
                 "cached": self.cached_tokens,
             },
+            "worker": self.worker,
+            "attempts": self.attempts,
             "seconds": round(self.seconds, 3),
             "timings": {k: round(v, 4) for k, v in self.timings.items()},
             **({"user_usage": dict(self.user_usage)} if self.user_usage else {}),
@@ -127,6 +137,8 @@ class Trajectory:
             seed=raw["seed"],
             seconds=raw["seconds"],
             cached_tokens=raw["tokens"]["cached"],
+            worker=raw.get("worker", 0),
+            attempts=raw.get("attempts", 1),
             timings=raw["timings"],
             user_usage=raw.get("user_usage", {}),
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ from rollouts.events import EventLog, EventSettings
 from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
 from rollouts.prompts import Style
+from rollouts.structured import tool_call_grammar
 from rollouts.trajectory import EpisodeRequest, Trajectory
+from rollouts.watchdog import Place, Standstill, overdue
+
+#: Episodes that end within so many seconds travel together.
+_TOGETHER_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class WorldConfig:
     reward: dict[str, Any] = field(default_factory=dict)
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventSettings | None = None
+    structured: bool = False
 
 
 def build_world(config: WorldConfig) -> World:
@@ -53,6 +61,7 @@ def build_world(config: WorldConfig) -> World:
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
     parser = get_parser(config.parser, tokenizer)
     domain = load_domain(config.domain, config.source)
+    tools = domain.solo_tool_schemas if config.user == "solo" else domain.tool_schemas
     user_model = str(config.user_settings.get("model", config.user))
     return World(
         domain=domain,
@@ -62,6 +71,7 @@ def build_world(config: WorldConfig) -> World:
         reward_fn=build_reward(config.reward),
         new_user=user_factory(config.user, config.user_settings, domain, asynchronous=True),
         limits=config.limits,
+        grammar=tool_call_grammar(config.parser, tools) if config.structured else None,
         events=EventLog(config.events, Path(config.model_path).name, user_model) if config.events else None,
     )
 
@@ -70,26 +80,110 @@ def build_engine(config: EngineConfig) -> Engine:
     if config.model_path.startswith("fake:"):
         from rollouts.engines.fake import FakeEngine
 
-        return FakeEngine(config)
+        return FakeEngine(config, keep=False)
     from rollouts.engines.vllm import VLLMEngine
 
     return VLLMEngine(config)
 
 
-class RolloutWorker:
-    """The actor's class. `ray.remote` wraps it in `scheduler.py`; tests may use it directly."""
+@dataclass(frozen=True)
+class Order:
+    """An episode to play, under the scheduler's number, and how often it has been begun."""
 
-    def __init__(self, world: WorldConfig, engine: EngineConfig) -> None:
+    number: int
+    request: EpisodeRequest
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Played:
+    """A number and its trajectory, or why there is none."""
+
+    number: int
+    trajectory: Trajectory | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened since the last one: episodes that ended, and now and then those that stand still."""
+
+    played: list[Played]
+    standstills: list[Standstill] = field(default_factory=list)
+
+
+class RolloutWorker:
+    """The actor's class. `ray.remote` wraps it in `scheduler.py`; tests may use it directly.
+
+    number: Which worker of the run this is.
+    """
+
+    def __init__(self, world: WorldConfig, engine: EngineConfig, number: int = 0) -> None:
         ensure_own_packages()
+        self.number = number
         self._world = build_world(world)
         self._engine = build_engine(engine)
+        self._live: dict[int, tuple[asyncio.Task[None], Place]] = {}
+        self._played: list[Played] = []
+        self._news = asyncio.Event()
+        self._listener = 0
+        self._looked = time.monotonic()
 
     async def ready(self) -> int:
         """Process id, once the engine is up."""
         return os.getpid()
 
-    async def play(self, request: EpisodeRequest) -> Trajectory:
-        return await play(request, self._world, self._engine.generate)
+    async def begin(self, orders: Sequence[Order]) -> None:
+        """Starts these episodes; `report` brings them back."""
+        for order in orders:
+            place = Place(order.request.task.id)
+            self._live[order.number] = (asyncio.create_task(self._one(order, place)), place)
+
+    async def report(self, wait_s: float, standstill_s: float) -> Report:
+        """What ended, as soon as something has, or nothing after `wait_s`: then the worker lives, and has nothing to tell.
+
+        Episodes that have waited for one thing longer than `standstill_s` are named, at most once in that time.
+        """
+        self._listener += 1
+        mine = self._listener
+        self._news.set()  # an earlier listener has gone away, and must not take what is meant for this one
+        self._news = asyncio.Event()
+        try:
+            if not self._played:
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+            await asyncio.sleep(_TOGETHER_S)
+        except TimeoutError:
+            pass
+        if mine != self._listener:
+            return Report([])
+        played, self._played = self._played, []
+        standstills: list[Standstill] = []
+        if time.monotonic() - self._looked > standstill_s:
+            self._looked = time.monotonic()
+            standstills = overdue((place for _, place in self._live.values()), standstill_s)
+        return Report(played, standstills)
+
+    async def drop(self) -> None:
+        """Forgets all episodes: whoever gave them does not wait for them any more."""
+        for task, _ in self._live.values():
+            task.cancel()
+        self._live.clear()
+        self._played.clear()
+
+    async def _one(self, order: Order, place: Place) -> None:
+        try:
+            trajectory = await self.play(order.request, place)
+            played = Played(order.number, replace(trajectory, worker=self.number, attempts=order.attempt))
+        except Exception as error:  # it is the scheduler's to judge
+            error.add_note(traceback.format_exc())  # which does not cross the border between processes by itself
+            played = Played(order.number, error=error)
+        self._live.pop(order.number, None)
+        self._played.append(played)
+        self._news.set()
+
+    async def play(self, request: EpisodeRequest, place: Place | None = None) -> Trajectory:
+        return await play(request, self._world, self._engine.generate, place)
 
     async def play_lockstep(self, requests: Sequence[EpisodeRequest]) -> list[Trajectory]:
         """All at once, repeatable to the last bit (see `lockstep.py`)."""

@@ -65,6 +65,7 @@ class RolloutSection(Section):
     max_batched_tokens: int = Field(4096, ge=128)
     compile: bool = False
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1)
+    structured: bool = False  # only well-formed tool calls can be sampled
     tensor_parallel_size: int = Field(1, ge=1)
 
 
@@ -369,6 +370,7 @@ class RunConfig(Section):
             compile=r.compile,
             tensor_parallel_size=r.tensor_parallel_size,
             seed=self.seed,
+            structured=r.structured,
             seeded=self.deterministic,
         )
 

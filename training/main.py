@@ -180,6 +180,7 @@ class Session:
             pool, learner = with_threads.submit(self.start_pool), with_threads.submit(self.start_learner)
             self.world = build_world(world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)))
             self.pool, self.learner = pool.result(), learner.result()
+            self.pool.store = self.store
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
         self.sync = (
@@ -433,6 +434,7 @@ def world_config(config: RunConfig, model_path: str, source: Any, events: EventS
         reward=config.reward,
         limits=config.limits(),
         events=events,
+        structured=config.rollout.structured,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from envs.errors import TaudojoError
 from rollouts.chat import ChatFormat
 from rollouts.episode import World
-from rollouts.store import read_file
+from rollouts.store import read_file, trajectory_files
 from rollouts.trajectory import TokenSegment, Trajectory
 
 #: Of the customer's first words, so many characters are looked for in the decoded tokens.
@@ -87,8 +87,7 @@ def split_by_task(trajectories: Sequence[Trajectory], fraction: float, seed: int
 def _files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*.jsonl*")) if path.is_dir() else []
-        found = [path] if path.is_file() else [file for file in inside if file.name.endswith((".jsonl", ".jsonl.zst"))]
+        found = [path] if path.is_file() else trajectory_files(path)
         if not found:
             raise TaudojoError(f"sft.trajectories: {path} is no trajectory file, nor a folder with *.jsonl files in it")
         files += found

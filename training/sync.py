@@ -46,6 +46,7 @@ class WeightSync:
     def __init__(self, learner: LearnerGroup, pool: RolloutPool, prompts: Sequence[Sequence[int]], dtype: str) -> None:
         self._learner, self._pool, self._prompts = learner, pool, [list(p) for p in prompts]
         self._tolerance = TOLERANCE[dtype]
+        pool.weights_source = learner.publish  # for a worker that is rebuilt while the learner waits for its episodes
         self.version = 0
 
     def run(self) -> SyncReport:

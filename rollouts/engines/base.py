@@ -15,13 +15,21 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to sample. `seed` makes one request repeatable; `temperature` 0 is greedy."""
+    """How to sample. `seed` makes one request repeatable; `temperature` 0 is greedy.
+
+    priority: In a busy engine's queue the lowest goes first, equal ones in the order in which they came.
+    exact: Write `max_tokens` tokens whatever they are; for measurements.
+    grammar: What may be written, as `rollouts.structured` says; the engine must have been started with `structured`.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    priority: int = 0
+    exact: bool = False
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     cores: int | None = None  # CPU only: cores this engine may use; None = all that the process may use
     seed: int = 0
+    structured: bool = False  # can obey `SamplingParams.grammar`
     seeded: bool = False  # honour `SamplingParams.seed` (slower sampling on a CPU); False: one generator for the engine
 
 

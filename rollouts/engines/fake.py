@@ -9,6 +9,8 @@ A script's answer is a function of the prompt too (a hash picks one of its rows)
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,7 +27,8 @@ class FakeScript:
     """What a fake engine does, as plain data.
 
     Answers take `latency_s` plus `token_s` for each token, times up to 1 + `jitter` by the prompt. From request number `fail_at`
-    (the first is 0) on, every request fails.
+    (the first is 0) on, every request fails. With `slots`, only so many answers are written at once, which caps the engine at
+    `slots / token_s` tokens per second; the others wait in the order of their priority.
     """
 
     answers: Sequence[Sequence[int]] = ((0,),)
@@ -33,6 +36,7 @@ class FakeScript:
     token_s: float = 0.0
     jitter: float = 0.0
     fail_at: int | None = None
+    slots: int | None = None
 
     @property
     def model_path(self) -> str:
@@ -45,33 +49,52 @@ class FakeScript:
 
 
 class FakeEngine:
-    """Implements `Engine`. `requests` keeps the prompts in the order in which they came, `loads` the weight files."""
+    """Implements `Engine`.
+
+    Attributes:
+        requests: The prompts in the order in which they came, unless `keep` is False.
+        loads: The weight files.
+        written: Tokens so far.
+    """
 
     def __init__(
         self,
         config: EngineConfig,
         answer: Callable[[Sequence[int]], Sequence[int]] | None = None,
         script: FakeScript | None = None,
+        keep: bool = True,
     ) -> None:
         self.config = config
         self.script = script or (FakeScript.of(config.model_path) if config.model_path.startswith(PREFIX) else FakeScript())
         self._answer = answer or self._scripted
         self.weight_version = 0
         self.requests: list[list[int]] = []
+        self._keep = keep
         self.loads: list[str] = []
+        self.written = 0
+        self._asked = 0
+        self._slots = _Slots(self.script.slots) if self.script.slots else None
         self._running = asyncio.Event()
         self._running.set()
 
     async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
-        number = len(self.requests)
-        self.requests.append(list(token_ids))
+        number, self._asked = self._asked, self._asked + 1
+        if self._keep:
+            self.requests.append(list(token_ids))
         await self._running.wait()
         version = self.weight_version
-        ids = _until_stop(self._answer(token_ids), params.stop_token_ids)[: params.max_tokens]
+        ids = list(self._answer(token_ids)) if params.exact else _until_stop(self._answer(token_ids), params.stop_token_ids)
+        ids = ids[: params.max_tokens]
         script = self.script
-        await asyncio.sleep((script.latency_s + script.token_s * len(ids)) * (1 + script.jitter * _share(token_ids)))
+        pace = 1 + script.jitter * _share(token_ids) if script.jitter else 1.0
+        if self._slots is None:
+            await asyncio.sleep((script.latency_s + script.token_s * len(ids)) * pace)
+        else:
+            await asyncio.sleep(script.latency_s * pace)
+            await self._slots.work(script.token_s * len(ids) * pace, params.priority)
         if script.fail_at is not None and number >= script.fail_at:
             raise EngineFailed(f"request {number} fails, as the script of this fake engine says")
+        self.written += len(ids)
         stopped = bool(ids) and ids[-1] in params.stop_token_ids
         return Generation(ids, [LOGPROB] * len(ids), "stop" if stopped else "length", version)
 
@@ -93,7 +116,41 @@ class FakeEngine:
 
     def _scripted(self, token_ids: Sequence[int]) -> Sequence[int]:
         answers = self.script.answers
-        return answers[_hash(token_ids) % len(answers)]
+        return answers[_hash(token_ids) % len(answers) if len(answers) > 1 else 0]
+
+
+class _Slots:
+    """So many pieces of work at once; the others wait, the lowest priority first."""
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    async def work(self, seconds: float, priority: int) -> None:
+        if self._free:
+            self._free -= 1
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (priority, next(self._order), turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._pass_on()
+                raise
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = heapq.heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
 
 
 def _until_stop(ids: Sequence[int], stop_token_ids: Sequence[int]) -> list[int]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,16 @@ class WorkerExtension:
     """Runs inside vLLM's worker process, mixed into its Worker class."""
 
     model_runner: Any
+
+    def taudojo_end_with(self, pid: int) -> None:
+        """Ends this process when that one is gone: vLLM's own would outlive an actor that was killed, and keep its memory."""
+        gone = os.pidfd_open(pid)
+
+        def watch() -> None:
+            select.select([gone], [], [])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def taudojo_load(self, file: str, skip: tuple[str, ...] = ()) -> int:
         """Loads a safetensors file into the live model; returns the number of tensors. `skip` exists for tests of the probe."""
@@ -104,8 +116,9 @@ class VLLMEngine:
             tensor_parallel_size=config.tensor_parallel_size,
             worker_extension_cls=f"{__name__}.WorkerExtension",
             logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not config.structured,
             disable_log_stats=True,
+            scheduling_policy="priority",
             seed=config.seed,
             **memory,
         )
@@ -119,21 +132,31 @@ class VLLMEngine:
         self.config = config
         self.weight_version = 0
         self._ids = itertools.count()
+        self._bound = False
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block of the prefix cache; only whole blocks are found again."""
+        return int(self._llm.vllm_config.cache_config.block_size)
 
     async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         import vllm
+        from vllm.sampling_params import StructuredOutputsParams
 
         sampling = vllm.SamplingParams(
             max_tokens=params.max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
-            stop_token_ids=list(params.stop_token_ids),
+            stop_token_ids=[] if params.exact else list(params.stop_token_ids),
+            min_tokens=params.max_tokens if params.exact else 0,
+            ignore_eos=params.exact,
+            structured_outputs=StructuredOutputsParams(structural_tag=params.grammar) if params.grammar else None,
             seed=params.seed if self.config.seeded else None,
             logprobs=0,
             detokenize=False,
         )
         version = self.weight_version
-        final = await self._last(list(token_ids), sampling)
+        final = await self._last(list(token_ids), sampling, params.priority)
         output = final.outputs[0]
         ids = list(output.token_ids)
         return Generation(
@@ -152,14 +175,16 @@ class VLLMEngine:
         final = await self._last(ids, sampling)
         return [0.0] + [step[t].logprob for t, step in zip(ids[1:], final.prompt_logprobs[1:], strict=True)]
 
-    async def _last(self, token_ids: list[int], sampling: Any) -> Any:
+    async def _last(self, token_ids: list[int], sampling: Any, priority: int = 0) -> Any:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
+        await self._bind()
         try:
             final = None
-            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id=str(next(self._ids))):
+            request_id = str(next(self._ids))
+            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id, priority=priority):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM failed: {error}") from error
@@ -167,9 +192,16 @@ class VLLMEngine:
             raise EngineFailed("vLLM ended a request without an answer")
         return final
 
+    async def _bind(self) -> None:
+        """Before the first use: ties the engine's processes to this one. It needs the event loop, so `__init__` cannot."""
+        if not self._bound:
+            self._bound = True
+            await self._llm.collective_rpc("taudojo_end_with", args=(os.getpid(),))
+
     async def load_weights(self, file: str, version: int, *, skip: tuple[str, ...] = ()) -> None:
         if not Path(file).is_file():
             raise TaudojoError(f"weight file {file} is missing")
+        await self._bind()
         await self._llm.pause_generation(mode="wait", clear_cache=True)
         try:
             await self._llm.collective_rpc("taudojo_load", args=(file, skip))

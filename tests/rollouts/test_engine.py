@@ -7,11 +7,14 @@ into the engine itself, so their order does not matter.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -180,3 +183,28 @@ def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool
         assert (sampled(trajectory)[:, 1] <= 0.0).all()
     versions = {v for s in segments for _, _, v in s.versions}
     assert versions == {sync.version}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_takes_its_engine_with_it_and_another_goes_on_with_its_weights(
+    cluster: None, config: Any, world_config: Any, smollm_path: Path, learner: Any, gold: list[Sample], task_sets: Any
+):
+    short = replace(world_config, limits=replace(world_config.limits, max_steps=3, max_turn_tokens=32))
+    pool = RolloutPool.start(short, config.engine(str(smollm_path)), workers=1, max_concurrent=8)
+    try:
+        sync = WeightSync(learner, pool, [sample.token_ids for sample in gold[:1]], "float32")
+        sync.run()
+        (worker,) = pool._workers
+        processes = psutil.Process(get(worker.ready.remote(), 60, "the worker")).children(recursive=True)
+        assert processes
+        timer = threading.Timer(1.0, lambda: ray.kill(worker))
+        timer.start()
+        played = pool.play(requests(task_sets, 12, temperature=1.0))
+        timer.join()
+        _, alive = psutil.wait_procs(processes, timeout=20)
+        assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+        assert {v for t in played for s in t.segments for _, _, v in s.versions} == {sync.version}
+        assert {t.worker for t in played} == {1}
+        assert sync.probe()[0] < 2e-3
+    finally:
+        pool.close()

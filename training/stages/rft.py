@@ -97,7 +97,7 @@ def run_rft(
                 break
             label = f"round {number + 1}/{settings.rounds}"
             requests = requests_of(settings, tasks, number, seed, stage)
-            trajectories = _stored(store, stage, number)
+            trajectories = store.read(stage, number)
             if len(trajectories) < len(requests):  # not played yet, or not to its end
                 played = 0
 
@@ -140,11 +140,3 @@ def run_rft(
             if stop.raised:
                 raise Interrupted
     return state.step
-
-
-def _stored(store: TrajectoryStore, stage: str, number: int) -> list[Trajectory]:
-    """The episodes of a round, as far as they were stored."""
-    try:
-        return store.read(stage, number)
-    except FileNotFoundError:
-        return []
