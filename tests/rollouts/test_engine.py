@@ -105,6 +105,7 @@ def test_an_update_is_a_gap_until_it_is_synced(sync: WeightSync, learner: Any, g
     assert report.max_gap < 1e-2
 
 
+@pytest.mark.slow
 def test_an_adapter_reaches_the_engine_in_the_merged_weights(
     pool: RolloutPool, config: Any, smollm_path: Path, gold: list[Sample]
 ):
