@@ -100,6 +100,13 @@ def test_a_wrong_call_is_answered_in_upstreams_words(telecom, action, answer):
     assert toolkit_after(telecom).use(action) == ToolResult(f"Error: {answer}", error=True)
 
 
+def test_unknown_apn_settings_are_refused_as_upstream(telecom):
+    toolkit = toolkit_after(telecom)
+    result = toolkit.use(Action("set_apn_settings", {"apn_settings": {"mms_apn": None, "speed": 5}}, "user"))
+    assert result.error and "1 validation error for APNSettings\nspeed\n  Extra inputs are not permitted" in result.content
+    assert toolkit.same_state(toolkit_after(telecom))
+
+
 def test_customers_are_found_by_contact_number_line_and_name(telecom):
     toolkit = telecom.new_toolkit()
     for number, customer in (("555-123-1002", "C1002"), ("555-123-2003", "C1001"), ("555-123-2009", "C1003")):

@@ -86,6 +86,13 @@ def test_scalars_are_printed_as_strings_outside_records():
     assert printed(Row(n=3)) == '{"n": 3}'
 
 
+def test_an_exchange_of_nothing_costs_the_integer_zero_as_upstream(retail):
+    order = next(order for order in retail.database.orders.values() if order.status == "delivered")
+    nothing = {"item_ids": [], "new_item_ids": [], "payment_method_id": order.payment_history[0].payment_method_id}
+    result = retail.new_toolkit().use(Action("exchange_delivered_order_items", {"order_id": order.order_id, **nothing}))
+    assert '"exchange_items": []' in result.content and '"exchange_price_difference": 0,' in result.content
+
+
 def test_a_write_stays_in_its_environment(retail, pending):
     first, second = retail.new_toolkit(), retail.new_toolkit()
     untouched = second.db_hash()
