@@ -265,6 +265,7 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
     """Enough SFT on cancellations for some of the sampled ones to be kept."""
     options = [
         "deterministic=false",  # bfloat16: four times as fast
+        "learner.micro_batch_tokens=2048",
         "env.max_steps=12",
         "env.max_turn_tokens=96",
         "model.max_model_len=2048",
