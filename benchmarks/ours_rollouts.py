@@ -17,8 +17,8 @@ from typing import Any
 
 import ray
 
-from benchmarks.process import job_main
-from benchmarks.workload import Workload, say
+from benchmarks.process import job_main, say
+from benchmarks.workload import Workload
 from envs.data import open_source
 from envs.domain import load_domain
 from rollouts.engines.base import Engine, Generation, SamplingParams

@@ -12,8 +12,7 @@ from typing import Any
 import ray
 
 from benchmarks.paced import Meter, PacedWorker, SlowUser, heap_bytes
-from benchmarks.process import job_main
-from benchmarks.workload import say
+from benchmarks.process import job_main, say
 from envs.data import open_source
 from envs.retail.sampler import sample_tasks
 from rollouts.engines.base import EngineConfig

@@ -21,7 +21,6 @@ more; that is a few tokens in a hundred, in our favour.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -32,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grpo import busy_warning, ensure_checkpoint
-from benchmarks.process import run_module
-from benchmarks.workload import say
+from benchmarks.process import run_command, run_module, say
 from envs.errors import TaudojoError
 from training.main import with_device_defaults
 
@@ -103,21 +101,15 @@ def main(arguments: Sequence[str] | None = None, run: Run | None = None) -> int:
         advice = "play fewer --tasks or --peer-tasks, or use a machine with nothing else to do."
         return run_module(module, job, LIMIT_S - (time.monotonic() - begin), advice)
 
-    try:
+    def measured() -> dict[str, Any]:
         if not asked.no_peer and find_spec("trl") is None:
             raise TaudojoError("TRL is not installed; install the extra `bench` (`make setup` does), or give --no-peer.")
         model = ensure_checkpoint(asked.model)
         if busy := busy_warning(os.getloadavg()[0], os.cpu_count() or 1):
             say(busy)
-        line = measure(asked, model, run or limited)
-    except TaudojoError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        say("Interrupted; nothing was measured.")
-        return 130
-    print(json.dumps(line))
-    return 0
+        return measure(asked, model, run or limited)
+
+    return run_command(measured)
 
 
 if __name__ == "__main__":

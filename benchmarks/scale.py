@@ -19,7 +19,6 @@ do. Progress goes to stderr; the last line on stdout is JSON:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -29,9 +28,7 @@ from typing import Any
 
 from benchmarks.grpo import busy_warning
 from benchmarks.ours_scale import Pace
-from benchmarks.process import run_module
-from benchmarks.workload import say
-from envs.errors import TaudojoError
+from benchmarks.process import run_command, run_module, say
 
 LIMIT_S = 10 * 60
 
@@ -76,19 +73,13 @@ def main(arguments: Sequence[str] | None = None, run: Run | None = None) -> int:
         environment = {"PYTHONMALLOC": "malloc"}
         return run_module(module, job, LIMIT_S - (time.monotonic() - begin), "use --quick, or an idle machine.", environment)
 
-    try:
+    def measured() -> dict[str, Any]:
         if busy := busy_warning(os.getloadavg()[0], os.cpu_count() or 1):
             say(busy)
         job = {"pace": asdict(PACE), "runs": QUICK if asked.quick else LIGHT + FULL, "tasks": TASKS}
-        measured = (run or limited)("benchmarks.ours_scale", job)
-    except TaudojoError as error:
-        say(str(error))
-        return 2
-    except KeyboardInterrupt:
-        say("Interrupted; nothing was measured.")
-        return 130
-    print(json.dumps(result(measured)))
-    return 0
+        return result((run or limited)("benchmarks.ours_scale", job))
+
+    return run_command(measured)
 
 
 if __name__ == "__main__":

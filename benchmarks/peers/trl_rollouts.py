@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.peers.trl_grpo import MODE, Player, grpo_trainer, warm_up
-from benchmarks.process import job_main
-from benchmarks.workload import Workload, say
+from benchmarks.process import job_main, say
+from benchmarks.workload import Workload
 from envs.data import open_source
 from rollouts.worker import build_world
 from training.main import world_config

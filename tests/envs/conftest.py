@@ -1,4 +1,4 @@
-"""The real retail domain: upstream's data where it is at hand, else the packaged one."""
+"""The real domains: retail with upstream's data where it is at hand, else, like the others, with the packaged one."""
 
 from pathlib import Path
 
@@ -20,6 +20,21 @@ def packaged() -> DataSource:
 @pytest.fixture(scope="session")
 def retail(packaged: DataSource) -> Domain:
     return load_domain("retail", open_source("path", UPSTREAM) if UPSTREAM.is_dir() else packaged)
+
+
+@pytest.fixture(scope="session")
+def mock(packaged: DataSource) -> Domain:
+    return load_domain("mock", packaged)
+
+
+@pytest.fixture(scope="session")
+def airline(packaged: DataSource) -> Domain:
+    return load_domain("airline", packaged)
+
+
+@pytest.fixture(scope="session")
+def telecom(packaged: DataSource) -> Domain:
+    return load_domain("telecom", packaged)
 
 
 @pytest.fixture(scope="session")

@@ -14,21 +14,6 @@ from envs.types import Action, ToolResult
 LENGTH = {"mock": 700, "retail": 430, "airline": 900, "telecom": 640}
 
 
-@pytest.fixture(scope="module")
-def mock() -> Domain:
-    return load_domain("mock", open_source("packaged"))
-
-
-@pytest.fixture(scope="module")
-def airline() -> Domain:
-    return load_domain("airline", open_source("packaged"))
-
-
-@pytest.fixture(scope="module")
-def telecom() -> Domain:
-    return load_domain("telecom", open_source("packaged"))
-
-
 def rendered(domain: Domain, name: str, **arguments: object) -> tuple[str, object]:
     action = Action(name, arguments)
     result = domain.new_toolkit().use(action)

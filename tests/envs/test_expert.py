@@ -20,21 +20,6 @@ from envs.users.scripted import ScriptedUser
 GIVE_UP = "transfer_to_human_agents"
 
 
-@pytest.fixture(scope="module")
-def mock() -> Domain:
-    return load_domain("mock", open_source("packaged"))
-
-
-@pytest.fixture(scope="module")
-def airline() -> Domain:
-    return load_domain("airline", open_source("packaged"))
-
-
-@pytest.fixture(scope="module")
-def telecom() -> Domain:
-    return load_domain("telecom", open_source("packaged"))
-
-
 def played(domain: Domain, task: Task, user: User | None) -> Env:
     """The task as the domain's expert plays it."""
     env = Env(domain, task, user, max_steps=60)
