@@ -51,13 +51,15 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float) -> Tensor:
         """query `[heads, U, dim]`, key and value `[kv_heads, U, dim]` → `[heads, U, dim]`."""
+        query = query * scale
         ctx.save_for_backward(query, key, value)
         ctx.tree, ctx.scale = tree, scale
         out = torch.empty_like(query)
         query_K, out_K = _fold(query, key), _fold(out, key)
+        scratch = _Scratch(query_K, tree)
         for keys, values, _, tiles in _segments(key, value, tree):
             for start, stop, seen in tiles:
-                weights = _weights(query_K[:, :, start:stop], keys[:, :seen], scale)
+                weights = scratch.weights(query_K[:, :, start:stop], keys[:, :seen])
                 out_K[:, :, start:stop] = torch.bmm(weights, values[:, :seen]).unflatten(1, (-1, stop - start))
         return out
 
@@ -66,23 +68,49 @@ class _TreeAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         query_K, grad_out_K, grad_query_K = _fold(query, key), _fold(grad_out, key), _fold(grad_query, key)
+        scratch = _Scratch(query_K, ctx.tree)
         for keys, values, spans, tiles in _segments(key, value, ctx.tree):
             grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
             for start, stop, seen in tiles:
                 tile = query_K[:, :, start:stop]
-                weights = _weights(tile, keys[:, :seen], ctx.scale)
+                weights = scratch.weights(tile, keys[:, :seen])
                 grad_tile = grad_out_K[:, :, start:stop].flatten(1, 2)
-                grad_values[:, :seen] += torch.bmm(weights.transpose(1, 2), grad_tile)
-                grad_weights = torch.bmm(grad_tile, values[:, :seen].transpose(1, 2))
-                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-                grad_keys[:, :seen] += torch.bmm(grad_scores.transpose(1, 2), tile.flatten(1, 2))
+                grad_values[:, :seen].baddbmm_(weights.transpose(1, 2), grad_tile)
+                grad_weights = torch.bmm(grad_tile, values[:, :seen].transpose(1, 2), out=scratch.like(weights))
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype, grad_input=grad_weights)
+                grad_keys[:, :seen].baddbmm_(grad_scores.transpose(1, 2), tile.flatten(1, 2))
                 grad_query_K[:, :, start:stop] = torch.bmm(grad_scores, keys[:, :seen]).unflatten(1, (-1, stop - start))
             depth = 0
             for first, last in spans:
                 grad_key[:, first:last] += grad_keys[:, depth : depth + last - first]
                 grad_value[:, first:last] += grad_values[:, depth : depth + last - first]
                 depth += last - first
-        return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale), grad_value, None, None
+        return grad_query.mul_(ctx.scale), grad_key, grad_value, None, None
+
+
+class _Scratch:
+    """Room for one tile's weights and their gradient, written over by the next tile: what was just used is still in a cache."""
+
+    def __init__(self, query_K: Tensor, tree: PrefixTree) -> None:
+        kv_heads, group, _, _ = query_K.shape
+        rows = max((min(TILE, s.stop - s.start) for s in tree.segments), default=0)
+        keys = int(tree.positions_U.max(initial=-1)) + 1
+        self._room = [query_K.new_empty(kv_heads * group * rows * keys) for _ in range(2)]
+        self._future = torch.ones(rows, rows, dtype=torch.bool, device=query_K.device).triu_(1)
+
+    def weights(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Softmax weights `[kv, group × L, seen]` of a scaled query `[kv, group, L, dim]`, the last L of the `seen` keys."""
+        length, seen = query.shape[2], keys.shape[1]
+        rows = query.flatten(1, 2)
+        room = self._room[0][: rows.shape[0] * rows.shape[1] * seen].view(*rows.shape[:2], seen)
+        scores = torch.bmm(rows, keys.transpose(1, 2), out=room)
+        if length > 1:
+            scores.unflatten(1, (-1, length))[..., seen - length :].masked_fill_(self._future[:length, :length], float("-inf"))
+        return torch.softmax(scores, dim=-1, out=scores)
+
+    def like(self, weights: Tensor) -> Tensor:
+        """The second room, of the same shape."""
+        return self._room[1][: weights.numel()].view_as(weights)
 
 
 def _fold(heads_first: Tensor, key: Tensor) -> Tensor:
@@ -103,16 +131,6 @@ def _segments(key: Tensor, value: Tensor, tree: PrefixTree) -> Iterator[tuple[Te
         starts = range(segment.start, segment.stop, TILE)
         tiles = [(s, min(s + TILE, segment.stop), above + min(s + TILE, segment.stop) - segment.start) for s in starts]
         yield keys, values, spans, tiles
-
-
-def _weights(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Softmax weights `[kv, group × L, seen]` of query `[kv, group, L, dim]`, the last L of the `seen` tokens of keys."""
-    length, seen = query.shape[2], keys.shape[1]
-    scores = torch.bmm((query * scale).flatten(1, 2), keys.transpose(1, 2))
-    if length > 1:
-        future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1)
-        scores.unflatten(1, (-1, length))[..., seen - length :].masked_fill_(future, float("-inf"))
-    return torch.softmax(scores, dim=-1)
 
 
 def register() -> None:

@@ -6,6 +6,7 @@ no `[tokens, vocabulary]` tensor is ever held.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from training.learner.tree import PrefixTree
+
+#: Columns of logits at a time. With 512 rows in float32 a block takes 4 MB.
+CPU_VOCABULARY_BLOCK = 2048
 
 
 class Policy(nn.Module):
@@ -38,10 +42,11 @@ class Policy(nn.Module):
 
 
 class _LogProbs(torch.autograd.Function):
-    """Log-probability of each target and entropy, a chunk of logits at a time, in place.
+    """Log-probability of each target and entropy, a block of logits (rows × part of the vocabulary) at a time.
 
-    The gradient of a log-probability is known: (one-hot − softmax) for the logits. Written out, the backward pass holds one chunk
-    of logits instead of the five copies that autograd keeps. The entropy carries no gradient.
+    The gradient of a log-probability is known: (one-hot − softmax) for the logits. Written out, the backward pass holds one block
+    of logits instead of the five copies that autograd keeps. Blocks are small enough to stay in a cache, so the normaliser is
+    gathered over them: a running maximum m, Σ exp(x − m) and Σ (x − m) exp(x − m). The entropy carries no gradient.
     """
 
     @staticmethod
@@ -54,46 +59,72 @@ class _LogProbs(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, normalisers = [], [], []
-        for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True):
-            logits = _logits(hidden, weight_VD, bias_V, temperature)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            logits.sub_(normaliser[:, None])
-            logprobs.append(logits.gather(1, targets[:, None])[:, 0])
-            entropies.append(-logits.exp().mul_(logits).sum(-1))
-            normalisers.append(normaliser)
-        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, torch.cat(normalisers))
+        of_target, total, weighted = (torch.zeros(len(hidden_PD), device=hidden_PD.device) for _ in range(3))
+        highest = torch.full_like(total, torch.finfo(total.dtype).min)
+        for columns in _blocks(weight_VD):
+            for start in range(0, len(hidden_PD), chunk):
+                rows = slice(start, start + chunk)
+                logits = _logits(hidden_PD[rows], weight_VD[columns], None if bias_V is None else bias_V[columns], temperature)
+                column, inside = _within(targets_P[rows], columns)
+                of_target[rows] += logits.gather(1, column)[:, 0] * inside
+                top = torch.maximum(highest[rows], logits.amax(-1))
+                rise = highest[rows] - top
+                shrink = rise.exp()
+                exponentials = logits.sub_(top[:, None]).exp()
+                weighted[rows] = shrink * (weighted[rows] + total[rows] * rise) + (logits.mul_(exponentials)).sum(-1)
+                total[rows] = shrink * total[rows] + exponentials.sum(-1)
+                highest[rows] = top
+        normaliser = highest + total.log()
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, normaliser)
         ctx.temperature, ctx.chunk = temperature, chunk
-        entropy = torch.cat(entropies)
+        entropy = total.log() - weighted / total
         ctx.mark_non_differentiable(entropy)
-        return torch.cat(logprobs), entropy
+        return of_target - normaliser, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, targets_P, normaliser_P = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden_PD)
+        grad_hidden = torch.zeros(hidden_PD.shape, dtype=torch.float32, device=hidden_PD.device)
         _, head_is_trained, bias_is_trained, *_ = ctx.needs_input_grad
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if head_is_trained else None
+        grad_weight = torch.empty_like(weight_VD) if head_is_trained else None
         grad_bias = torch.zeros_like(bias_V) if bias_is_trained else None
-        for start in range(0, len(hidden_PD), ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
-            logits = _logits(hidden, weight_VD, bias_V, ctx.temperature)
-            grad_logits = logits.sub_(normaliser_P[rows, None]).exp_().mul_(-grad)
-            grad_logits.scatter_add_(1, targets_P[rows, None], grad)
-            grad_logits = grad_logits.to(hidden.dtype)
-            torch.mm(grad_logits, weight_VD, out=grad_hidden[rows])
+        for columns in _blocks(weight_VD):
+            weight = weight_VD[columns]
+            grad_block = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            for start in range(0, len(hidden_PD), ctx.chunk):
+                rows = slice(start, start + ctx.chunk)
+                hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
+                logits = _logits(hidden, weight, None if bias_V is None else bias_V[columns], ctx.temperature)
+                grad_logits = logits.sub_(normaliser_P[rows, None]).exp_().mul_(-grad)
+                column, inside = _within(targets_P[rows], columns)
+                grad_logits.scatter_add_(1, column, grad * inside[:, None])
+                grad_logits = grad_logits.to(hidden.dtype)
+                grad_hidden[rows] += grad_logits @ weight
+                if grad_weight is not None:
+                    grad_block += grad_logits.T @ hidden
+                if grad_bias is not None:
+                    grad_bias[columns] += grad_logits.sum(0)
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VD.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+                grad_weight[columns] = grad_block
+        return grad_hidden.to(hidden_PD.dtype), grad_weight, grad_bias, None, None, None
+
+
+def _blocks(weight_VD: Tensor) -> Iterator[slice]:
+    """Parts of the vocabulary: all of it where there are no CPU caches to mind."""
+    size = CPU_VOCABULARY_BLOCK if weight_VD.device.type == "cpu" else len(weight_VD)
+    for start in range(0, len(weight_VD), size):
+        yield slice(start, min(start + size, len(weight_VD)))
+
+
+def _within(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Each target's column in the block `[rows, 1]` (any column where it is elsewhere), and whether it is in it `[rows]`."""
+    column = targets - columns.start
+    inside = (column >= 0) & (targets < columns.stop)
+    return (column * inside)[:, None], inside
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """float32 `[rows, vocabulary]` of the sampling distribution; the caller may write into it."""
+    """float32 `[rows, columns]` of the sampling distribution; the caller may write into it."""
     logits = nn.functional.linear(hidden, weight, bias)
     logits = logits.float() if logits.dtype != torch.float32 else logits
     return logits if temperature == 1.0 else logits.div_(temperature)
