@@ -27,6 +27,7 @@ from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, tor
 from training.learner.lora import Adapter, Piece, plain_pieces
 from training.learner.policy import Policy, loss_positions
 from training.learner.randomness import random_state, seed_everything, set_random_state
+from training.learner.rowwise import use_rowwise
 from training.learner.tree import build_tree, pack
 
 #: A trim takes 0.1 s and what comes next faults the pages in again.
@@ -64,6 +65,8 @@ class LearnerEngine(ABC):
             attn_implementation=attention.NAME,
             low_cpu_mem_usage=True,
         ).to(self.device)
+        if self.device.type == "cpu":
+            use_rowwise(model)
         self.adapter = Adapter(model, config.lora) if config.lora else None
         model.train()
         if config.gradient_checkpointing:
