@@ -25,8 +25,8 @@ from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import WorldConfig, build_world
 from training.config import RunConfig
 from training.learner.group import LearnerGroup
-from training.main import start_ray, world_config
 from training.stages.grpo import Parts, train_step
+from training.startup import start_ray, world_config
 from training.sync import WeightSync
 
 MODE = "vllm"
