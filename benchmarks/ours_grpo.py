@@ -107,7 +107,7 @@ def step_figures(trajectories: Sequence[Trajectory], metrics: Mapping[str, float
         tokens=int(metrics["tokens"]),
         sampled_tokens=sum(trajectory.sampled_tokens for trajectory in trajectories),
         episodes=len(trajectories),
-        rollout_s=metrics["seconds/rollout"],
+        rollout_s=metrics["seconds/rollout"] + metrics["seconds/reward"],
         update_s=metrics["seconds/prepare"] + metrics["seconds/update"],
         sync_s=metrics["seconds/sync"],
     )

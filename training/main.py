@@ -226,7 +226,7 @@ class Session:
             )
         self.store.write(stage, 0, result.trajectories)
         self.folder.count("evaluation_sampled", sum(t.sampled_tokens for t in result.trajectories))
-        self.tracker.log(stage, 0, result.flat())
+        self.tracker.log(stage, 0, result.flat(), result.trajectories)
         self.folder.state.blocks[stage.removeprefix("eval/")] = result.blocks
         for name, block in result.blocks.items():
             console.print(

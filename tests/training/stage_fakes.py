@@ -60,6 +60,8 @@ class FakeSync:
 class FakePool:
     """Plays a request as `score` of it says, in no time."""
 
+    workers, places = 1, 64
+
     def __init__(self, score: Callable[[EpisodeRequest], float] = lambda request: float(request.seed % 7)) -> None:
         self.played: list[EpisodeRequest] = []
         self._score = score
