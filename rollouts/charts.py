@@ -209,7 +209,7 @@ def _policy_health(figure: SubFigure, grpo: Series, theme: Theme) -> None:
     panels = {
         "kl_sampler": "KL to the sampler (nats)",
         "entropy": "entropy (nats)",
-        "clip_fraction": "clipped tokens (fraction)",
+        "pg_clipfrac": "clipped tokens (fraction)",
     }
     axes = figure.subplots(len(panels), 1, sharex=True)
     for i, (ax, (name, label)) in enumerate(zip(axes, panels.items(), strict=True)):
@@ -230,8 +230,9 @@ def _policy_health(figure: SubFigure, grpo: Series, theme: Theme) -> None:
 def _time_split(ax: Axes, seconds: Mapping[str, float], grpo: Series, theme: Theme) -> None:
     ax.set_title("Time")
     run = {name: float(value) for name, value in seconds.items() if name != "total" and is_number(value)}
-    phases = {name: sum(grpo.get(f"seconds/{name}")[1]) for name in ("rollout", "update", "sync")}
-    bars = {"whole run": run, "inside GRPO": {k: v for k, v in phases.items() if v}}
+    phases = {name: sum(grpo.get(f"seconds/{name}")[1]) for name in ("rollout", "reward", "prepare", "update", "sync", "idle")}
+    # A part of less than a thousandth has no width.
+    bars = {"whole run": run, "inside GRPO": {k: v for k, v in phases.items() if v > 1e-3 * sum(phases.values())}}
     bars = {name: parts for name, parts in bars.items() if parts}
     if not bars:
         _empty(ax, "no times recorded")

@@ -82,7 +82,7 @@ def print_samples(console: Console, title: str, rows: Sequence[Mapping[str, Any]
     table = Table("task", "prompt", "tool calls", "reward", "τ²", "end", title=title, title_justify="left")
     for row in rows:
         cells = (row["task"], row["prompt"], row["tool_calls"], f"{row['reward']:+.2f}", f"{row['official']:.0f}", row["stop"])
-        table.add_row(*(Text(_cell(str(cell))) for cell in cells))
+        table.add_row(*(Text(_cell(str(cell)), overflow="fold") for cell in cells))
     console.print(table)
 
 

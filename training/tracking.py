@@ -157,12 +157,11 @@ def default_entity() -> str:
 
 def _offer_dashboard(entity: str, project: str) -> None:
     """Makes the project's dashboard if it has none. That it could not be made is a warning: the run does not need it."""
-    from training.dashboard import ensure_dashboard
+    from training.dashboard import ensure_dashboard, first_line
 
     try:
         url = ensure_dashboard(entity, project)
     except Exception as error:  # whatever a service on the network comes up with
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        console.print(f"the wandb dashboard was not made: {reason}", markup=False, soft_wrap=True)
+        console.print(f"the wandb dashboard was not made: {first_line(error)}", markup=False, soft_wrap=True)
         return
     console.print(f"wandb dashboard: {url}", markup=False, soft_wrap=True)
