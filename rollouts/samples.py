@@ -87,10 +87,11 @@ def print_samples(console: Console, title: str, rows: Sequence[Mapping[str, Any]
 
 
 def print_conversation(console: Console, title: str, lines: Sequence[Mapping[str, str]]) -> None:
-    """The conversation, who speaks before each message."""
+    """The conversation, who speaks before each message. Further lines of a message are indented: none looks like another's."""
     console.print(Text(title, style="bold"))
     for line in lines:
-        console.print(Text.assemble((f"  {line['role']:>9}  ", "dim"), line["text"]), soft_wrap=True)
+        text = line["text"].replace("\n", "\n" + " " * 13)
+        console.print(Text.assemble((f"  {line['role']:>9}  ", "dim"), text), soft_wrap=True)
 
 
 def _text(message: Message) -> str:

@@ -101,7 +101,7 @@ def test_wandb_gets_numbers_and_tables_offline(tmp_path: Path, monkeypatch: pyte
     tracker = Tracker(tmp_path, TrackingSection(mode="offline"), "test", {"seed": 1})
     tracker.log("grpo", 0, {"reward/mean": 0.5}, [episode(said=HOSTILE), episode()])
     tracker.close()
-    tables = sorted((tmp_path / "wandb").glob("*/files/media/table/grpo/*.table.json"))
+    tables = sorted((tmp_path / "wandb").glob("offline-run-*/files/media/table/grpo/*.table.json"))
     assert [path.name.split("_")[0] for path in tables] == ["conversations", "samples"]
     talk, samples = (json.loads(path.read_text()) for path in tables)
     assert samples["columns"] == [
