@@ -115,7 +115,6 @@ def test_a_service_that_refuses_is_one_sentence_of_the_command(monkeypatch: pyte
 
 def test_a_service_that_refuses_is_one_line_of_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(internal, "get_view_dict", refuse)
-    monkeypatch.setattr(tracking.console, "file", None)
     _offer_dashboard("team", "mine")
     assert capsys.readouterr().out == "the wandb dashboard was not made: 403: no.\n"
 
