@@ -133,7 +133,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
     present = [stage for stage in STAGES if blocks.get(stage, {}).get(task_set)]
     n = next((blocks[stage][task_set].get("n") for stage in present), None)
-    ax.set_title(SETS[task_set] + (f"  (n = {n})" if n else ""))
+    ax.set_title(SETS[task_set] + (f"  (n = {n:g})" if is_number(n) else ""))
     if not present:
         _empty(ax, "not evaluated yet")
         return
@@ -182,6 +182,7 @@ def _sft_loss(ax: Axes, sft: Series, rft: Series, theme: Theme) -> None:
     if rft_steps:
         after = max(steps, default=-1.0) + 1
         ax.plot([after + step for step in rft_steps], smooth(rft_loss), color=theme.lines[2], label="RFT (smoothed)")
+    _whole_steps(ax, label=False)
     ax.set_xlabel("optimizer step")
     ax.set_ylim(bottom=0)
     ax.legend()
