@@ -46,9 +46,11 @@ format: setup  ## let ruff write the format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: setup  ## environments against inspect-evals, learner and GRPO steps against TRL
+bench: setup  ## environments against inspect-evals; learner, GRPO steps and rollouts against TRL; the scheduler's overhead
 	$(PY) -m benchmarks.envs
 	$(PY) -m benchmarks.learner
+	$(PY) -m benchmarks.scale
+	$(PY) -m benchmarks.rollouts
 	$(PY) -m benchmarks.grpo $(ARGS)
 
 clean:  ## remove .venv and what tools leave behind; outputs/ stays

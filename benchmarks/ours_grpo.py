@@ -25,8 +25,8 @@ from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import WorldConfig, build_world
 from training.config import RunConfig
 from training.learner.group import LearnerGroup
-from training.main import start_ray, world_config
 from training.stages.grpo import Parts, train_step
+from training.startup import start_ray, world_config
 from training.sync import WeightSync
 
 MODE = "vllm"
@@ -107,7 +107,7 @@ def step_figures(trajectories: Sequence[Trajectory], metrics: Mapping[str, float
         tokens=int(metrics["tokens"]),
         sampled_tokens=sum(trajectory.sampled_tokens for trajectory in trajectories),
         episodes=len(trajectories),
-        rollout_s=metrics["seconds/rollout"],
+        rollout_s=metrics["seconds/rollout"] + metrics["seconds/reward"],
         update_s=metrics["seconds/prepare"] + metrics["seconds/update"],
         sync_s=metrics["seconds/sync"],
     )

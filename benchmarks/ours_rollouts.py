@@ -28,7 +28,7 @@ from rollouts.scheduler import RolloutPool
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import Place
 from rollouts.worker import RolloutWorker
-from training.main import start_ray, world_config
+from training.startup import start_ray, world_config
 
 
 @dataclass(frozen=True)

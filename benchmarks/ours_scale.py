@@ -22,8 +22,8 @@ from rollouts.scheduler import RolloutPool
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import build_world
 from training.config import load
-from training.main import start_ray, world_config
 from training.models import resolve_model
+from training.startup import start_ray, world_config
 
 #: A task is played so many times, as in GRPO.
 GROUP = 8

@@ -15,7 +15,7 @@ from benchmarks.workload import Workload
 from envs.data import open_source
 from envs.domain import load_domain
 from rollouts.trajectory import Trajectory
-from training.main import start_ray, world_config
+from training.startup import start_ray, world_config
 
 
 def run(job: dict[str, Any]) -> Mapping[str, Any]:

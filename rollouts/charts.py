@@ -133,7 +133,7 @@ def is_number(value: object) -> TypeGuard[float]:
 def _scores(ax: Axes, blocks: Blocks, task_set: str, theme: Theme) -> None:
     present = [stage for stage in STAGES if blocks.get(stage, {}).get(task_set)]
     n = next((blocks[stage][task_set].get("n") for stage in present), None)
-    ax.set_title(SETS[task_set] + (f"  (n = {n})" if n else ""))
+    ax.set_title(SETS[task_set] + (f"  (n = {n:g})" if is_number(n) else ""))
     if not present:
         _empty(ax, "not evaluated yet")
         return
@@ -182,6 +182,7 @@ def _sft_loss(ax: Axes, sft: Series, rft: Series, theme: Theme) -> None:
     if rft_steps:
         after = max(steps, default=-1.0) + 1
         ax.plot([after + step for step in rft_steps], smooth(rft_loss), color=theme.lines[2], label="RFT (smoothed)")
+    _whole_steps(ax, label=False)
     ax.set_xlabel("optimizer step")
     ax.set_ylim(bottom=0)
     ax.legend()
@@ -209,7 +210,7 @@ def _policy_health(figure: SubFigure, grpo: Series, theme: Theme) -> None:
     panels = {
         "kl_sampler": "KL to the sampler (nats)",
         "entropy": "entropy (nats)",
-        "clip_fraction": "clipped tokens (fraction)",
+        "pg_clipfrac": "clipped tokens (fraction)",
     }
     axes = figure.subplots(len(panels), 1, sharex=True)
     for i, (ax, (name, label)) in enumerate(zip(axes, panels.items(), strict=True)):
@@ -230,8 +231,9 @@ def _policy_health(figure: SubFigure, grpo: Series, theme: Theme) -> None:
 def _time_split(ax: Axes, seconds: Mapping[str, float], grpo: Series, theme: Theme) -> None:
     ax.set_title("Time")
     run = {name: float(value) for name, value in seconds.items() if name != "total" and is_number(value)}
-    phases = {name: sum(grpo.get(f"seconds/{name}")[1]) for name in ("rollout", "update", "sync")}
-    bars = {"whole run": run, "inside GRPO": {k: v for k, v in phases.items() if v}}
+    phases = {name: sum(grpo.get(f"seconds/{name}")[1]) for name in ("rollout", "reward", "prepare", "update", "sync", "idle")}
+    # A part of less than a thousandth has no width.
+    bars = {"whole run": run, "inside GRPO": {k: v for k, v in phases.items() if v > 1e-3 * sum(phases.values())}}
     bars = {name: parts for name, parts in bars.items() if parts}
     if not bars:
         _empty(ax, "no times recorded")

@@ -176,6 +176,7 @@ async def play(request: EpisodeRequest, world: World, generate: Generate, place:
     transcript = env.transcript
     scored = time.monotonic()
     reward = world.reward_fn(request.task, transcript, env)
+    scoring = time.monotonic() - scored
     events.write("evaluator", "reward", scored)
     usage = usage_of(env.user)
     return Trajectory(
@@ -190,7 +191,7 @@ async def play(request: EpisodeRequest, world: World, generate: Generate, place:
         seed=request.seed,
         seconds=time.monotonic() - begin,
         cached_tokens=cached,
-        timings={"generate": generating},
+        timings={"generate": generating, "reward": scoring},
         user_usage=usage.to_json() if usage else {},
     )
 

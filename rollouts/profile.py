@@ -1,4 +1,4 @@
-"""What a run's `profile.jsonl` says: times by type and kind, shares of the wall time, the slowest episodes; and a trace.
+"""What a run's `profile.jsonl` says: times by type and kind, shares of the wall time, the slowest tasks and episodes; a trace.
 
     python -m rollouts.profile outputs/<run>/profile.jsonl
 
@@ -153,6 +153,25 @@ def episodes_of(events: Sequence[Event]) -> list[Episode]:
     return sorted(episodes, key=lambda episode: -episode.ms)
 
 
+@dataclass(frozen=True)
+class TaskTimes:
+    """The episodes of one task, in milliseconds."""
+
+    task: str
+    episodes: int
+    mean: float
+    longest: float
+
+
+def tasks_of(episodes: Iterable[Episode]) -> list[TaskTimes]:
+    """The tasks, those whose episodes take longest on average first."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        times[episode.task].append(episode.ms)
+    tasks = [TaskTimes(task, len(of_task), sum(of_task) / len(of_task), max(of_task)) for task, of_task in times.items()]
+    return sorted(tasks, key=lambda task: -task.mean)
+
+
 def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
     """The Trace Event Format: complete events in microseconds after the first, one thread for each episode in flight."""
     first = min((event.start_us for event in events), default=0)
@@ -220,7 +239,11 @@ def report(events: Sequence[Event], slowest: int) -> str:
             for s in summaries
         ]
         lines.append("")
-    lines.append("slowest episodes")
+    lines.append("slowest tasks, by the mean of their episodes")
+    for task in tasks_of(episodes)[:slowest]:
+        of = f"{task.episodes} episode{'s' * (task.episodes > 1)}, longest {task.longest:.0f} ms"
+        lines.append(f"  {task.mean:>10.0f} ms  task {_shown(task.task)}  ({of})")
+    lines += ["", "slowest episodes"]
     for episode in episodes[:slowest]:
         parts = ", ".join(f"{name} {ms:.0f}" for name, ms in sorted(episode.parts.items(), key=lambda part: -part[1]))
         lines.append(f"  {episode.ms:>10.0f} ms  task {_shown(episode.task)}  ({parts})")
@@ -239,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, help="a run's profile.jsonl")
     parser.add_argument("--trace", type=Path, help="where the Chrome trace is written (default: beside the file)")
-    parser.add_argument("--slowest", type=int, default=10, help="how many of the slowest episodes are listed (10)")
+    parser.add_argument("--slowest", type=int, default=10, help="how many of the slowest tasks and episodes are listed (10)")
     options = parser.parse_args(arguments)
     try:
         events, damaged = read_events(options.file)

@@ -19,6 +19,8 @@ from rollouts.charts import DARK, LIGHT, SETS, STAGES, draw, is_number, shown
 from rollouts.store import json_lines, trajectory_files
 
 SAMPLE_TASKS = 4
+#: Of the conversations that training sampled, the latest so many are shown.
+SAMPLED = 12
 MAX_MESSAGE_CHARS = 3000
 _ROWS = {
     "n": "episodes",
@@ -51,6 +53,7 @@ def write_report(run_dir: Path) -> None:
         light=base64.b64encode(light).decode(),
         dark=base64.b64encode(dark).decode(),
         conversations=_conversations(run_dir / "trajectories"),
+        sampled=_sampled(rows),
         config=escape(config_file.read_text("utf-8")) if config_file.is_file() else "not recorded",
     )
     (run_dir / "report.html").write_text(page, "utf-8")
@@ -171,6 +174,18 @@ def _conversations(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def _sampled(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The conversations that training kept to be read (`tracking.conversation_episodes`), the latest last."""
+    parts = []
+    for row in rows:
+        for one in row.get("conversations", ()) if not str(row["stage"]).startswith("eval/") else ():
+            said = [{"role": m.get("role"), "content": m.get("text")} for m in one.get("messages", ())]
+            facts = {"reward": {"total": one.get("reward")}, "metrics": {"official_reward": one.get("official")}}
+            episode = {**facts, "stop_reason": one.get("stop"), "messages": said}
+            parts.append(_conversation(f"{row['stage']}, step {row['step']}: task {one.get('task')}", episode))
+    return "\n".join(parts[-SAMPLED:]) or "<p>None was kept.</p>"
+
+
 def _pick(played: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """Task ids, of different kinds first, those played at most stages first."""
     order = sorted(played, key=lambda task_id: -len(played[task_id]))
@@ -263,6 +278,8 @@ _PAGE = """<!doctype html>
 src="data:image/png;base64,{light}"></picture></div>
 <h2>The same tasks at every evaluation</h2>
 {conversations}
+<h2>Sampled while training</h2>
+{sampled}
 <h2>Configuration</h2>
 <details><summary>config.yaml</summary><pre>{config}</pre></details>
 <footer>Rates are fractions from 0 to 1; ranges are 95% bootstrap intervals over tasks. The official reward is τ²-bench's

@@ -105,6 +105,16 @@ class RolloutPool:
         get([a.ready.remote() for a in actors], START_TIMEOUT_S, "the rollout engine to start")
         return cls(actors, max_concurrent, lockstep, build)
 
+    @property
+    def workers(self) -> int:
+        """How many play, at least 1: where the last was lost, another is being started."""
+        return max(1, len(self._workers))
+
+    @property
+    def places(self) -> int:
+        """How many episodes all of them play at once."""
+        return self.workers * self._max_concurrent
+
     def play(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None) -> list[Trajectory]:
         """Plays all requests and returns their trajectories in order."""
         if self._lockstep:

@@ -57,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the checks as JSON")
     doctor.add_argument("--network", action="store_true", help="also ask the package index, which takes some seconds")
     doctor.set_defaults(run=_doctor)
+
+    dashboard = commands.add_parser(
+        "dashboard", help="make a wandb project's dashboard", description="Make a wandb project's dashboard, if it has none."
+    )
+    dashboard.add_argument("--project", default="taudojo", help="the project (taudojo)")
+    dashboard.add_argument("--entity", help="the user or team whose project it is (your default one)")
+    dashboard.set_defaults(run=_dashboard)
     return parser
 
 
@@ -102,6 +109,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     checks = run_checks(network=arguments.network)
     (print_json if arguments.json else print_table)(checks)
     return 1 if any(check.status == "fail" for check in checks) else 0
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from training.dashboard import make_dashboard
+
+    print(make_dashboard(arguments.project, arguments.entity))
+    return 0
 
 
 def _foreign_envs(error: ImportError) -> str:

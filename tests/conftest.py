@@ -93,7 +93,7 @@ def config() -> Any:
 @pytest.fixture(scope="session")
 def world_config(config: Any, smollm_path: Path, packaged_data: DataSource) -> Any:
     """Retail with the scripted customer, SmolLM2's tokenizer, compact prompts."""
-    from training.main import world_config
+    from training.startup import world_config
 
     return world_config(config, str(smollm_path), packaged_data)
 

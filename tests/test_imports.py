@@ -34,6 +34,7 @@ DOORS = {
     "deepspeed": ["training/learner/deepspeed.py"],
     "torch.distributed.fsdp": ["training/learner/fsdp.py"],
     "wandb": ["training/tracking.py"],
+    "wandb_workspaces": ["training/dashboard.py"],
     "verl.trainer": ["training/verl_backend/*.py"],
     "verl.trainer.ppo.core_algos": ["training/verl_backend/*.py", "training/loss.py"],
 }

@@ -184,9 +184,20 @@ class ClusterSection(Section):
 
 
 class TrackingSection(Section):
+    """Where numbers go, and how often episodes are shown: on the console, in `metrics.jsonl` and, with them, in wandb.
+
+    `dashboard`: online, the project is given its dashboard if it has none. `sample_steps`: after every so many steps, and after
+    evaluations, a table of `sample_rows` episodes, from the worst to the best; 0 shows none. `conversation_episodes`: of every so
+    many episodes one whole conversation; 0 shows none.
+    """
+
     mode: Literal["offline", "online", "none"] = "offline"
     project: str = "taudojo"
     entity: str | None = None
+    dashboard: bool = True
+    sample_steps: int = Field(10, ge=0)
+    sample_rows: int = Field(4, ge=1)
+    conversation_episodes: int = Field(100, ge=0)
 
 
 class CheckpointsSection(Section):

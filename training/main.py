@@ -19,8 +19,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 try:
     from envs.identity import ensure_own_packages
 except ImportError:
@@ -32,16 +30,14 @@ from envs.errors import TaudojoError
 from training.checkpoints import ensure_whole
 from training.config import RunConfig, load
 from training.models import resolve_model
-from training.progress import bar, console
-from training.resources import GIB, check_resources
+from training.progress import bar, console, shown
+from training.resources import check_resources
 from training.run import RFT_CHECKPOINT, SFT_CHECKPOINT, Interrupted, RunFolder, StopSignal
+from training.startup import start_learner, start_pool, start_ray, world_config
 
 if TYPE_CHECKING:
-    from rollouts.events import EventSettings
-    from rollouts.scheduler import RolloutPool
     from rollouts.trajectory import EpisodeRequest, Trajectory
     from training.learner.base import Sample
-    from training.learner.group import LearnerGroup
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -59,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"taudojo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Interrupted as stopped:
-        print(f"\nstopped; go on with: python -m training.main resume={_shown(Path(str(stopped)))}")
+        print(f"\nstopped; go on with: python -m training.main resume={shown(Path(str(stopped)))}")
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("\nstopped before the run began")
@@ -86,7 +82,7 @@ def run(config: RunConfig) -> RunFolder:
         folder, config = RunFolder.resume(Path(config.resume))
     else:
         folder = RunFolder.create(config)
-    console.print(f"run folder: {_shown(folder.path)}", soft_wrap=True)
+    console.print(f"run folder: {shown(folder.path)}", soft_wrap=True)
     session = new_session(config, folder)
     try:
         with StopSignal() as stop:
@@ -173,12 +169,14 @@ class Session:
         from rollouts.worker import build_world
         from training.sync import NoEngines, WeightSync
 
+        world = world_config(self.config, self.model_path, self.source, event_settings(self.folder.path))
         start_ray(self.config)
         console.print(f"starting {'the rollout engine and ' * self.config.plays}the learner …")
         with_threads = ThreadPoolExecutor(2)
         try:
-            pool, learner = with_threads.submit(self.start_pool), with_threads.submit(self.start_learner)
-            self.world = build_world(world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)))
+            pool = with_threads.submit(start_pool, self.config, self.model_path, world, self._closers)
+            learner = with_threads.submit(start_learner, self.config, self.model_path, self._closers)
+            self.world = build_world(world)
             self.pool, self.learner = pool.result(), learner.result()
             self.pool.store = self.store
         finally:
@@ -188,41 +186,9 @@ class Session:
         )
         newest = self.folder.newest_checkpoint()
         if newest is not None:
-            console.print(f"loading {_shown(newest)}", soft_wrap=True)
+            console.print(f"loading {shown(newest)}", soft_wrap=True)
             self.learner.load(newest)
             self.sync.run()
-
-    def start_pool(self) -> RolloutPool:
-        from rollouts.events import event_settings
-        from rollouts.scheduler import RolloutPool
-
-        cluster = self.config.cluster
-        if not self.config.plays:
-            return RolloutPool([], self.config.rollout.max_concurrent)
-        pool = RolloutPool.start(
-            world_config(self.config, self.model_path, self.source, event_settings(self.folder.path)),
-            self.config.engine(self.model_path),
-            workers=cluster.rollout_workers,
-            max_concurrent=self.config.rollout.max_concurrent,
-            num_gpus=cluster.gpus_per_rollout_worker,
-            lockstep=self.config.deterministic,
-        )
-        self._closers.callback(pool.close)
-        return pool
-
-    def start_learner(self) -> LearnerGroup:
-        from training.learner.group import LearnerGroup
-
-        cluster = self.config.cluster
-        threads = max(1, (os.cpu_count() or 1) // cluster.learner_world_size) if cluster.device == "cpu" else None
-        learner = LearnerGroup.start(
-            self.config.learner_config(self.model_path, threads),
-            world_size=cluster.learner_world_size,
-            num_gpus=cluster.gpus_per_learner,
-            port=cluster.rendezvous_port,
-        )
-        self._closers.callback(learner.close)
-        return learner
 
     def probe_prompts(self) -> list[list[int]]:
         """Token rows of gold episodes: the text that the policy will be asked about."""
@@ -260,7 +226,7 @@ class Session:
             )
         self.store.write(stage, 0, result.trajectories)
         self.folder.count("evaluation_sampled", sum(t.sampled_tokens for t in result.trajectories))
-        self.tracker.log(stage, 0, result.flat())
+        self.tracker.log(stage, 0, result.flat(), result.trajectories)
         self.folder.state.blocks[stage.removeprefix("eval/")] = result.blocks
         for name, block in result.blocks.items():
             console.print(
@@ -405,7 +371,7 @@ class Session:
 
     def report(self) -> None:
         from rollouts.report import write_report
-        from training.summary import write_summary
+        from training.summary import print_summary, write_summary
 
         write_summary(self.folder, self.config, self.source, self.model_path)
         write_report(self.folder.path)
@@ -418,89 +384,12 @@ class Session:
         ray.shutdown()
 
 
-def world_config(config: RunConfig, model_path: str, source: Any, events: EventSettings | None = None) -> Any:
-    """The plain data from which workers build their world. `events`: what they write about their time."""
-    from rollouts.worker import WorldConfig
-
-    return WorldConfig(
-        model_path=model_path,
-        domain=config.env.domain,
-        source=source,
-        chat=config.model.chat,
-        parser=config.model.tool_parser,
-        style=config.env.prompt,
-        user=config.user.name,
-        user_settings=config.user.settings,
-        reward=config.reward,
-        limits=config.limits(),
-        events=events,
-        structured=config.rollout.structured,
-    )
-
-
-def start_ray(config: RunConfig) -> None:
-    """Joins a cluster, or starts Ray on this machine with room for every actor."""
-    import logging
-
-    import ray
-
-    from rollouts.parsers.base import debugging
-
-    cluster = config.cluster
-    if ray.is_initialized():
-        return
-    # Ray gives its workers a low priority; here they are the work, and any other process would starve them.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # The parsers speak in the workers, and DEBUG_PARSER asks to hear them.
-    settings: dict[str, Any] = {"log_to_driver": debugging(), "logging_level": logging.ERROR}
-    if cluster.address:
-        settings["address"] = cluster.address
-    else:
-        # Logical CPUs count actors, not cores: on a laptop engine and learner take turns on the same cores.
-        settings |= {
-            "num_cpus": max(os.cpu_count() or 1, cluster.rollout_workers + cluster.learner_world_size),
-            "object_store_memory": int(cluster.object_store_gib * GIB),
-            "include_dashboard": False,
-        }
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise TaudojoError(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
-
-
-def print_summary(folder: RunFolder) -> None:
-    """The closing table."""
-    table = Table(title="fractions, 0 to 1")
-    for column in ("", "well-formed", "action F1", "exact", "write DB match", "do-nothing", "official"):
-        table.add_column(column)
-    keys = ("well_formed", "action_f1", "action_exact", "write_db_match", "noop_write_db_match", "official_reward")
-    for stage, blocks in folder.state.blocks.items():
-        for name, block in blocks.items():
-            table.add_row(f"{stage} {name}", *(f"{block[k]:.3f}" if block[k] is not None else "–" for k in keys))
-    if folder.state.blocks:
-        console.print(table)
-    seconds = folder.state.seconds
-    console.print(
-        "seconds: "
-        + ", ".join(f"{name} {seconds[name]:.0f}" for name in ("setup", "sft", "rft", "grpo", "eval", "total") if name in seconds)
-    )
-    console.print(f"report: {_shown(folder.path / 'report.html')}", soft_wrap=True)
-
-
 def _link(source: str, target: str) -> str:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
     return target
-
-
-def _shown(path: Path) -> str:
-    """The path as a user would type it."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from rollouts.lockstep import LockStep
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import build_world
 from training.config import RunConfig
-from training.main import world_config
+from training.startup import world_config
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer

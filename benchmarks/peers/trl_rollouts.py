@@ -16,7 +16,7 @@ from benchmarks.process import job_main, say
 from benchmarks.workload import Workload
 from envs.data import open_source
 from rollouts.worker import build_world
-from training.main import world_config
+from training.startup import world_config
 
 
 def run(job: dict[str, Any]) -> Mapping[str, Any]:

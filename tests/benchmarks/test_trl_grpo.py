@@ -17,8 +17,8 @@ from rollouts.episode import World
 from rollouts.gold import gold_trajectories
 from rollouts.trajectory import Trajectory
 from rollouts.worker import build_world
-from training.main import world_config
 from training.models import ensure_model
+from training.startup import world_config
 
 
 class GoldTrainer:

@@ -97,6 +97,14 @@ def test_the_slowest_episode_stands_first(made_up: Path):
     assert episodes[0].parts == {"llm_call": 40.0, "user_sim": 10.0}
 
 
+def test_the_slowest_task_stands_first_by_the_mean_of_its_episodes(made_up: Path):
+    events, _ = profile.read_events(made_up)
+    tasks = profile.tasks_of(profile.episodes_of(events))
+    assert [(t.task, t.episodes, t.mean, t.longest) for t in tasks] == [
+        ("b", 1, 50.0, 50.0), ("a", 2, 15.0, 25.0), ("c", 1, 10.0, 10.0)
+    ]  # fmt: skip
+
+
 def test_rows_of_the_trace_hold_one_episode_at_a_time_and_nest(made_up: Path):
     events, _ = profile.read_events(made_up)
     trace = json.loads(json.dumps(profile.chrome_trace(events)))
@@ -122,7 +130,7 @@ def test_the_command_prints_the_tables_and_writes_the_trace(made_up: Path, capsy
     assert profile.main([str(made_up), "--slowest", "1"]) == 0
     out, err = capsys.readouterr()
     assert "9 events of 4 episodes in 0.10 s" in out
-    assert "task b" in out
+    assert out.count("task b  (") == 2  # the slowest task, and its slowest episode
     assert "task c" not in out
     assert "1 lines are no events" in err
     assert json.loads(made_up.with_suffix(".trace.json").read_text())["traceEvents"]

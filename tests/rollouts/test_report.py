@@ -40,8 +40,15 @@ def write_run(folder: Path, *, finished: bool = True) -> Path:
     if finished:
         for i in range(14):
             metrics = {"reward/mean": 0.3 + i / 50 + rng.random() / 20, "reward/std": 0.25, "batch_reward/official": 0.1 + i / 60}
-            metrics |= {"kl_sampler": rng.random() / 1000, "entropy": 0.5 - i / 60, "clip_fraction": rng.random() / 50}
-            metrics |= {"seconds/rollout": 9.0, "seconds/update": 11.0, "seconds/sync": 0.7, "grad_norm": float("nan")}
+            metrics |= {"kl_sampler": rng.random() / 1000, "entropy": 0.5 - i / 60, "pg_clipfrac": rng.random() / 50}
+            metrics |= {
+                "seconds/rollout": 9.0,
+                "seconds/update": 11.0,
+                "seconds/sync": 0.7,
+                "seconds/reward": 0.2,
+                "seconds/idle": 0.6,
+                "grad_norm": float("nan"),
+            }
             rows.append({"time_s": 130 + i, "stage": "grpo", "step": i, "metrics": metrics})
         summary["seconds"] = {"setup": 41.0, "sft": 300.0, "grpo": 302.0, "eval": 228.0, "total": 871.0}
         summary["tokens"] = {"sft": 412_000, "grpo": 268_000}

@@ -38,7 +38,7 @@ BLOCK_KEYS = {
     "ci95",
 }
 #: Names of numbers that a clock decides.
-TIMES = re.compile(r"seconds|_s$|tokens_per_s|time_s")
+TIMES = re.compile(r"seconds|_s$|tokens_per_s|time_s|engine/(in_flight|utilisation)")
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ import numpy as np
 from envs.types import Task
 from rollouts.scheduler import RolloutPool
 from rollouts.store import TrajectoryStore
-from rollouts.trajectory import EpisodeRequest, Trajectory, user_usage
-from training.calibration import rank_correlation
+from rollouts.trajectory import EpisodeRequest, Trajectory
 from training.config import AlgorithmSection, GRPOSection
 from training.credit import token_advantages, turn_advantages
 from training.learner.base import Sample
 from training.learner.group import LearnerGroup
 from training.loss import advantages, kl_per_token
+from training.metrics import engine_metrics, episode_metrics, is_scored
 from training.progress import bar
 from training.run import Interrupted, RunFolder, StopSignal
 from training.sampling import requests_at as group_requests
@@ -59,12 +59,6 @@ def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: i
         temperature=settings.temperature,
         stage=stage,
     )
-
-
-def is_scored(trajectory: Trajectory) -> bool:
-    """Whether the ending says something about the policy; the others are left out of the advantage."""
-    stop = trajectory.transcript.stop_reason
-    return stop is not None and stop.agent_at_fault
 
 
 def advantages_of(
@@ -135,6 +129,7 @@ def samples_of(
         "flat_groups": float(len(names) - len(groups_with_signal(scored, raw))),
         "trained_episodes": float(kept.sum()),
         "reward/group_std": float(np.mean([np.std(rewards[groups == g]) for g in names])),
+        "reward/group_variance": float(np.mean([np.var(rewards[groups == g]) for g in names])),
         "advantage/abs_mean": float(np.abs(np.concatenate(values)).mean()),
     }
 
@@ -201,15 +196,19 @@ def train_step(
     if samples:
         metrics |= parts.sync.run().metrics()
     end = time.monotonic()
+    scoring = sum(t.timings.get("reward", 0.0) for t in trajectories) / parts.pool.workers
     metrics |= left_out | refill | kl | episode_metrics(trajectories)
+    metrics |= engine_metrics(trajectories, played - begin, parts.pool.places)
     metrics |= {
-        "seconds/rollout": played - begin,
+        "staleness/mean": 0.0,
+        "staleness/max": 0.0,
+        "seconds/rollout": played - begin - scoring,
+        "seconds/reward": scoring,
         "seconds/prepare": prepared - played,
         "seconds/update": updated - prepared,
         "seconds/sync": end - updated,
         "seconds/step": end - begin,
         "tokens_per_s": metrics.get("tokens", 0.0) / (end - begin),
-        "gen_tokens_per_s": sum(t.sampled_tokens for t in trajectories) / (played - begin),
         "lr": lr,
     }
     return trajectories, metrics
@@ -283,30 +282,6 @@ def with_logprobs(
     return samples
 
 
-def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards, official reward beside them, stop reasons and lengths of a step's episodes."""
-    rewards = np.array([t.reward.total for t in trajectories])
-    metrics = {
-        "reward/mean": float(rewards.mean()),
-        "reward/std": float(rewards.std()),
-        "reward/best": float(rewards.max()),
-        "batch_reward/official": float(np.mean([t.metrics.official_reward for t in trajectories])),
-        "well_formed": float(np.mean([t.metrics.well_formed for t in trajectories])),
-        "action_f1": float(np.mean([t.metrics.f1 for t in trajectories])),
-        "action_exact": float(np.mean([t.metrics.exact for t in trajectories])),
-        "episode/tokens": float(np.mean([t.tokens for t in trajectories])),
-        "episode/sampled_tokens": float(np.mean([t.sampled_tokens for t in trajectories])),
-        "episodes": float(len(trajectories)),
-    }
-    scored = [t for t in trajectories if is_scored(t)]
-    ranked = rank_correlation([t.reward.total for t in scored], [t.metrics.official_reward for t in scored])
-    if ranked is not None:
-        metrics["reward/rank_correlation"] = ranked
-    stops = Counter(t.transcript.stop_reason.value for t in trajectories if t.transcript.stop_reason)
-    stop_rates = {f"stop/{reason}": count / len(trajectories) for reason, count in stops.items()}
-    return {**metrics, **stop_rates, **user_usage(trajectories)}
-
-
 def run_grpo(
     settings: GRPOSection,
     algorithm: AlgorithmSection,
@@ -324,7 +299,7 @@ def run_grpo(
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
     with bar(stage, 1.0) as progress_bar:
-        last_step_s = 0.0
+        last_step_s, ended = 0.0, time.monotonic()
         # A step that would end far outside the budget is not begun.
         while budget.progress(state.step, time.monotonic() - begin + 0.5 * last_step_s) < 1.0:
             requests = requests_at(settings, tasks, state.step, seed, stage)
@@ -340,11 +315,13 @@ def run_grpo(
                 )
 
             spare = spare_groups(tasks, requests, seed, settings.refill)
+            idle_s = time.monotonic() - ended
             trajectories, metrics = train_step(parts, requests, settings, algorithm, lr, on_done, spare)
+            metrics["seconds/idle"], ended = idle_s, time.monotonic()
             store.write(stage, state.step, trajectories)
             folder.count("grpo_sampled", sum(t.sampled_tokens for t in trajectories))
             folder.count("grpo_trained", metrics.get("tokens", 0.0))
-            tracker.log(stage, state.step, metrics)
+            tracker.log(stage, state.step, metrics, trajectories)
             last_step_s = metrics["seconds/step"]
             state.step += 1
             state.stage_seconds = time.monotonic() - begin

@@ -16,10 +16,11 @@ from envs.types import Task
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from training.config import RFTSection
+from training.metrics import engine_metrics, episode_metrics
 from training.progress import bar
 from training.run import Interrupted, RunFolder, StopSignal
 from training.sampling import requests_at
-from training.stages.grpo import Parts, episode_metrics
+from training.stages.grpo import Parts
 from training.stages.sft import Budget, batch_at, samples_of
 from training.tracking import Tracker
 
@@ -108,11 +109,15 @@ def run_rft(
                     if stop.raised:
                         raise Interrupted
 
+                asked = time.monotonic()
                 trajectories = parts.pool.play(requests, on_done)
+                seconds = time.monotonic() - asked
                 store.write(stage, number, trajectories)
                 counts = keep(trajectories, settings)[1]
                 folder.count("rft_sampled", sum(t.sampled_tokens for t in trajectories))
-                tracker.log(stage, state.step, {"round": float(number), **counts, **episode_metrics(trajectories)})
+                numbers = {"round": float(number), **counts, **episode_metrics(trajectories)}
+                numbers |= engine_metrics(trajectories, seconds, parts.pool.places) | {"seconds/rollout": seconds}
+                tracker.log(stage, state.step, numbers, trajectories)
             samples = samples_of(keep(trajectories, settings)[0])
             last = first + steps_of(len(samples), settings)
             trained = False
