@@ -186,6 +186,8 @@ class Session:
         self.sync = (
             WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
         )
+        if self.config.rollout.mode != "sync":  # a worker may be rebuilt when the learner is further than the engines
+            self.pool.weights_source = None
         newest = self.folder.newest_checkpoint()
         if newest is not None:
             console.print(f"loading {_shown(newest)}", soft_wrap=True)
@@ -362,7 +364,7 @@ class Session:
             config.algorithm,
             config.seed,
             self.tasks.grpo,
-            Parts(self.pool, learner, self.sync, self.credit()),
+            Parts(self.pool, learner, self.sync, self.credit(), config.rollout),
             self.store,
             self.folder,
             self.tracker,

@@ -19,6 +19,7 @@ from rewards.breakdown import RewardBreakdown
 from rewards.metrics import EpisodeMetrics
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
+from training import advantages
 from training.config import AlgorithmSection, GRPOSection, RFTSection, SFTSection, TrackingSection, load
 from training.learner.base import Sample
 from training.run import Interrupted, RunFolder
@@ -465,7 +466,7 @@ def test_the_chosen_subset_has_the_greatest_variance_of_all():
     for _ in range(50):
         rewards = rng.choice([0.0, 0.25, 0.5, 1.0], size=7)
         keep = int(rng.integers(2, 7))
-        kept = grpo._spread(rewards, np.zeros(7, int), keep)
+        kept = advantages._spread(rewards, np.zeros(7, int), keep)
         assert kept.sum() == keep
         assert rewards[kept].var() == pytest.approx(max(np.var(c) for c in itertools.combinations(rewards, keep)))
 
