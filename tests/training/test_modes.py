@@ -95,12 +95,10 @@ def test_whatever_takes_how_long_no_step_is_older_than_its_mode_allows(
 
 
 def test_at_the_end_nothing_is_in_flight_and_what_was_not_taken_is_forgotten():
-    engines, forgotten = Engines([0.0, 60.0, 60.0]), list[int]()
-    begin = time.monotonic()
+    engines, forgotten = Engines([0.0, 600.0, 600.0]), list[int]()
     with Ahead(engines.play, ASYNC, cancel=engines.stop.set, forget=forgotten.append) as ahead:
         ahead.take(0)
-    assert time.monotonic() - begin < 30
-    assert engines.in_flight == 0
+    assert engines.stop.is_set() and engines.in_flight == 0
     assert forgotten == [1, 2]
 
 
@@ -156,21 +154,26 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(load(["+experiment=smoke", f"output_dir={tmp_path}"]))
 
 
-@pytest.fixture
-def start(cluster: None, world: Any, world_config: Any) -> Iterator[Callable[..., RolloutPool]]:
-    """Starts workers whose engines write a question in about 0.2 seconds, four in an episode."""
+@pytest.fixture(scope="module")
+def start(cluster: None, world: Any, world_config: Any) -> Iterator[Callable[[], RolloutPool]]:
+    """Starts two workers whose engines write a question in about 0.2 seconds, four in an episode."""
     pools: list[RolloutPool] = []
     said = ("Could you give me your email?", "What is your order number?", "May I have your name and zip code?")
     script = FakeScript([world.chat.assistant(AgentTurn(text)) for text in said], token_s=0.02, jitter=1.0)
     short = replace(world_config, limits=replace(world_config.limits, max_steps=4))
 
-    def start(workers: int = 1) -> RolloutPool:
-        pools.append(RolloutPool.start(short, EngineConfig(script.model_path), workers=workers, max_concurrent=16))
+    def start() -> RolloutPool:
+        pools.append(RolloutPool.start(short, EngineConfig(script.model_path), workers=2, max_concurrent=16))
         return pools[-1]
 
     yield start
     for pool in pools:
         pool.close()
+
+
+@pytest.fixture(scope="module")
+def pool(start: Callable[[], RolloutPool]) -> RolloutPool:
+    return start()
 
 
 @pytest.fixture
@@ -227,9 +230,9 @@ def assert_spans_are_whole(trajectory: Trajectory) -> None:
 
 
 def test_async_tokens_are_never_older_than_the_bound_and_turns_change_weights_midway(
-    start: Callable[..., RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any
+    pool: RolloutPool, play: Callable[..., int], folder: RunFolder, expected: Any
 ):
-    assert play(folder, start(2), ASYNC) == 5
+    assert play(folder, pool, ASYNC) == 5
     assert metrics_of(folder, "staleness/discarded") == [0.0] * 5
     assert max(metrics_of(folder, "staleness/max")) in (1.0, 2.0)
     played = stored(folder)
@@ -245,9 +248,9 @@ def test_async_tokens_are_never_older_than_the_bound_and_turns_change_weights_mi
 
 
 def test_one_step_off_episodes_are_played_with_the_weights_before(
-    start: Callable[..., RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any
+    pool: RolloutPool, play: Callable[..., int], folder: RunFolder, expected: Any
 ):
-    assert play(folder, start(), ONE_STEP_OFF) == 5
+    assert play(folder, pool, ONE_STEP_OFF) == 5
     played = stored(folder)
     assert identities(played) == expected
     versions = [{v for t in of_step for v in t.tokens_by_version} for of_step in played]
@@ -256,10 +259,8 @@ def test_one_step_off_episodes_are_played_with_the_weights_before(
     assert metrics_of(folder, "staleness/mixed") == [0.0] * 5
 
 
-def test_a_mode_changes_when_episodes_are_played_not_what_is_played(
-    start: Callable[..., RolloutPool], play: Callable[..., int], tmp_path: Path
-):
-    pool, tokens = start(), []
+def test_a_mode_changes_when_episodes_are_played_not_what_is_played(pool: RolloutPool, play: Callable[..., int], tmp_path: Path):
+    tokens = []
     for rollout in (SYNC, ASYNC):
         folder = RunFolder.create(load(["+experiment=smoke", f"output_dir={tmp_path}"]))
         play(folder, pool, rollout, steps=3)
@@ -272,9 +273,9 @@ def test_a_mode_changes_when_episodes_are_played_not_what_is_played(
 
 
 def test_a_killed_worker_costs_an_async_run_nothing_but_time(
-    start: Callable[..., RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any
+    start: Callable[[], RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any
 ):
-    pool = start(2)
+    pool = start()
     victim = pool._workers[0]
 
     def kill(number: int) -> None:
@@ -292,9 +293,9 @@ def test_a_killed_worker_costs_an_async_run_nothing_but_time(
 
 @pytest.mark.parametrize("rollout", [ONE_STEP_OFF, ASYNC], ids=lambda r: r.mode)
 def test_ctrl_c_ends_what_is_in_flight_and_a_resumed_run_trains_each_step_once(
-    start: Callable[..., RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any, rollout: RolloutSection
+    pool: RolloutPool, play: Callable[..., int], folder: RunFolder, expected: Any, rollout: RolloutSection
 ):
-    pool, stop = start(), type("Stop", (), {"raised": False})()
+    stop = type("Stop", (), {"raised": False})()
 
     def ctrl_c(number: int) -> None:
         stop.raised = number == 1
@@ -312,7 +313,7 @@ def test_ctrl_c_ends_what_is_in_flight_and_a_resumed_run_trains_each_step_once(
 
 
 def test_groups_that_refill_a_step_are_appended_to_its_file(
-    start: Callable[..., RolloutPool], play: Callable[..., int], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    pool: RolloutPool, play: Callable[..., int], folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
     """All of the fake engine's episodes score the same, so every group is flat."""
 
@@ -320,7 +321,7 @@ def test_groups_that_refill_a_step_are_appended_to_its_file(
         raise AssertionError("the step's file was written anew")
 
     monkeypatch.setattr(TrajectoryStore, "_replace", rewritten)
-    play(folder, start(), SYNC, steps=1, refill=3, drop_flat_groups=True)
+    play(folder, pool, SYNC, steps=1, refill=3, drop_flat_groups=True)
     (played,) = stored(folder, 1)
     assert [t.group for t in played] == [group for group in range(5) for _ in range(3)]
 

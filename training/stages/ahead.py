@@ -24,13 +24,13 @@ from typing import Generic, TypeVar
 
 from training.config import RolloutSection
 
-Batch = TypeVar("Batch")
+Played = TypeVar("Played")
 
 #: How often a play that has not heard of the end yet is told again.
 _AGAIN_S = 0.1
 
 
-class Ahead(Generic[Batch]):
+class Ahead(Generic[Played]):
     """Plays steps before they are asked for, as far as the mode allows; a context, at whose end nothing is in flight any more.
 
         with Ahead(play, rollout, first=0, end=100, cancel=pool.cancel) as ahead:
@@ -48,7 +48,7 @@ class Ahead(Generic[Batch]):
 
     def __init__(
         self,
-        play: Callable[[int], Batch],
+        play: Callable[[int], Played],
         rollout: RolloutSection,
         *,
         first: int = 0,
@@ -61,16 +61,16 @@ class Ahead(Generic[Batch]):
         self._settles = rollout.mode == "one_step_off"
         self._trained = self._next = first
         self._end = end
-        self._plays: dict[int, Future[Batch]] = {}  # begun and not taken
+        self._plays: dict[int, Future[Played]] = {}  # begun and not taken
         self._threads = ThreadPoolExecutor(self._ahead + 1, "rollouts") if self._ahead else None
         self._lock = threading.Lock()
         self._playing = 0
         self._idle_since, self._idle_s = time.monotonic(), 0.0
 
-    def __enter__(self) -> Ahead[Batch]:
+    def __enter__(self) -> Ahead[Played]:
         return self
 
-    def take(self, step: int) -> Batch:
+    def take(self, step: int) -> Played:
         """The step's episodes, when all have ended. Raises what `play` raised."""
         if self._threads is None:
             return self._timed(step)
@@ -115,7 +115,7 @@ class Ahead(Generic[Batch]):
             self._plays[self._next] = self._threads.submit(self._timed, self._next)
             self._next += 1
 
-    def _timed(self, step: int) -> Batch:
+    def _timed(self, step: int) -> Played:
         with self._lock:
             if not self._playing:
                 self._note_idle()
