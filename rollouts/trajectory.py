@@ -34,6 +34,19 @@ class TokenSegment:
     def sampled(self) -> int:
         return sum(self.loss_mask)
 
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """`(start, stop)` of each turn of the policy. Spans that touch are one turn, unless their version is the same."""
+        turns: list[tuple[int, int]] = []
+        before = -1
+        for start, stop, version in self.versions:
+            if turns and turns[-1][1] == start and version != before:
+                turns[-1] = (turns[-1][0], stop)
+            else:
+                turns.append((start, stop))
+            before = version
+        return turns
+
 
 @dataclass(frozen=True)
 class EpisodeRequest:
