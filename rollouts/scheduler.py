@@ -212,6 +212,7 @@ class RolloutPool:
         return answers
 
     def close(self) -> None:
+        self.cancel()
         for worker in [*self._workers, *self._starting.values()]:
             try:
                 ray.get(worker.close.remote(), timeout=30)
