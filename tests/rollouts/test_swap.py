@@ -157,7 +157,7 @@ def test_an_error_ends_the_plays_of_all_threads(pool: RolloutPool, requests: lis
     def fail(_: Trajectory) -> None:
         raise ValueError("no more")
 
-    threads = [in_thread(lambda: pool.play(requests)), in_thread(lambda: pool.play(requests, fail))]
+    threads = [in_thread(lambda: pool.play(requests, fail)), in_thread(lambda: pool.play(requests))]
     for thread, came in threads:
         thread.join(60)
         assert isinstance(came[0], ValueError)
