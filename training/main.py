@@ -186,12 +186,14 @@ class Session:
         self.sync = (
             WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
         )
-        if self.config.rollout.mode != "sync":  # a worker may be rebuilt when the learner is further than the engines
+        ahead = self.config.rollout.mode != "sync"
+        if ahead:  # a worker may be rebuilt when the learner is further than the engines
             self.pool.weights_source = None
         newest = self.folder.newest_checkpoint()
         if newest is not None:
             console.print(f"loading {_shown(newest)}", soft_wrap=True)
             self.learner.load(newest)
+        if newest is not None or ahead:
             self.sync.run()
 
     def start_pool(self) -> RolloutPool:
