@@ -1,15 +1,15 @@
 """Which episode is handed out next, and to which worker. No Ray, no clock: a function of what was added and what came back.
 
-    dispatch = Dispatch(requests, max_concurrent=64)
+    dispatch = Dispatch(requests, max_concurrent=64)    # more of them later: dispatch.add(others)
     dispatch.join("w0")
     while (handout := dispatch.next()) is not None:
         number, worker = handout
     dispatch.done(number)                     # or, where a worker died: dispatch.leave("w0")
 
-Longest first: groups with the greatest `expected_tokens` lead, so that none of them is left over at the end; without
-expectations the order is that of the requests. Groups stay together: the episodes of a task share their prompt, so a worker
-goes on with a task that it has begun, whose prefix its engine has cached. Only a worker that would otherwise idle takes from
-another's task. The worker with the least outstanding work is served first.
+First come, first served; among what came together longest first: groups with the greatest `expected_tokens` lead, so that none
+of them is left over at the end; without expectations the order is that of the requests. Groups stay together: the episodes of a
+task share their prompt, so a worker goes on with a task that it has begun, whose prefix its engine has cached. Only a worker that
+would otherwise idle takes from another's task. The worker with the least outstanding work is served first.
 """
 
 from __future__ import annotations
@@ -27,26 +27,42 @@ _UNKNOWN_TOKENS = 250.0
 
 
 class Dispatch(Generic[Worker]):
-    """The waiting and running episodes of one `play`; episodes are numbered as the requests are.
+    """The waiting and running episodes, numbered in the order in which they were added.
 
     max_concurrent: Episodes that a worker may have at once; the rest waits here, not there.
+    attempts: How often each has been handed out.
     """
 
     def __init__(self, requests: Sequence[EpisodeRequest], max_concurrent: int) -> None:
-        self.attempts = [0] * len(requests)
+        self.attempts: dict[int, int] = {}
         self._max_concurrent = max_concurrent
-        self._weights = [_UNKNOWN_TOKENS if r.expected_tokens is None else r.expected_tokens for r in requests]
-        groups: dict[Hashable, deque[int]] = {}
-        for number, request in enumerate(requests):
-            groups.setdefault((request.task.id, request.group), deque()).append(number)
-        longest_first = sorted(groups.values(), key=lambda members: -max(requests[n].expected_tokens or 0.0 for n in members))
-        self._fresh = deque(longest_first)
+        self._added = 0
+        self._weights: dict[int, float] = {}
+        self._fresh: deque[deque[int]] = deque()
         self._retries: deque[int] = deque()
         self._begun: dict[Worker, deque[deque[int]]] = {}
         self._running: dict[Worker, set[int]] = {}
         self._load: dict[Worker, float] = {}
         self._where: dict[int, Worker] = {}
-        self._waiting = len(requests)
+        self._waiting = 0
+        self.add(requests)
+
+    def add(self, requests: Sequence[EpisodeRequest]) -> range:
+        """Further episodes, after all that wait already; returns their numbers."""
+        numbers = range(self._added, self._added + len(requests))
+        groups: dict[Hashable, deque[int]] = {}
+        for number, request in zip(numbers, requests, strict=True):
+            self.attempts[number] = 0
+            self._weights[number] = _UNKNOWN_TOKENS if request.expected_tokens is None else request.expected_tokens
+            groups.setdefault((request.task.id, request.group), deque()).append(number)
+
+        def longest(members: deque[int]) -> float:
+            return max(requests[n - numbers.start].expected_tokens or 0.0 for n in members)
+
+        self._fresh.extend(sorted(groups.values(), key=longest, reverse=True))
+        self._added += len(requests)
+        self._waiting += len(requests)
+        return numbers
 
     @property
     def unfinished(self) -> int:
@@ -100,6 +116,7 @@ class Dispatch(Generic[Worker]):
         worker = self._where.pop(number)
         self._running[worker].remove(number)
         self._load[worker] = self._load[worker] - self._weights[number] if self._running[worker] else 0.0
+        del self._weights[number], self.attempts[number]
 
     def _pick(self, worker: Worker) -> int:
         if self._retries:

@@ -103,7 +103,7 @@ class _Context:
         segment.token_ids.extend(generation.token_ids)
         segment.loss_mask.extend([True] * len(generation.token_ids))
         segment.logprobs.extend(generation.logprobs)
-        segment.versions.append((start, len(segment.token_ids), generation.weight_version))
+        segment.versions.extend((start + first, start + last, version) for first, last, version in generation.versions)
 
 
 async def play(request: EpisodeRequest, world: World, generate: Generate, place: Place | None = None) -> Trajectory:

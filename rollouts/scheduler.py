@@ -3,6 +3,7 @@
     pool = RolloutPool.start(world, engine, workers=1)
     trajectories = pool.play(requests)              # in the order of the requests
 
+Several threads may play at once, and the weights may be changed meanwhile (`rollout.mode`).
 Who plays what is decided in `dispatch.py`. A worker that dies, whose engine fails, or that does not report any more costs its
 unfinished episodes' time: they are played again on the others, a bounded number of times, while another worker is started in its
 place and given the current weights. An episode that cannot be played ends as ENGINE_ERROR: none disappears.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -42,15 +44,22 @@ HEARTBEAT_S = 10.0
 SILENCE_S = 120.0
 #: An episode that waits so long for one answer is named in the log.
 STANDSTILL_S = 60.0
+#: Where several threads play, another waits for the reports so soon after the one that did has all of its own.
+_TAKE_OVER_S = 0.05
 #: Greatest mean |Δ log-prob| by which a rebuilt engine may differ from the others on the last probe; rounding explains less.
 REBUILT_TOLERANCE = 0.05
+
+
+class Cancelled(Exception):
+    """Another thread has ended the play."""
 
 
 class RolloutPool:
     """The living rollout workers of a run.
 
     rebuild: Starts a worker in a dead one's place; without it the pool only shrinks.
-    weights_source: Publishes the weights that were loaded last, for a rebuilt worker; without it the pool keeps them.
+    weights_source: Publishes the weights that were loaded last, for a rebuilt worker; without it the pool keeps them. It may only
+        be set where the learner does not go on while episodes are played.
     store: Takes every episode as it ends.
     """
 
@@ -75,6 +84,9 @@ class RolloutPool:
         self._weights: Any = None
         self._version = 0
         self._probe: tuple[Sequence[Sequence[int]], list[list[float]]] | None = None
+        self._round: _Round | None = None
+        self._lock = threading.RLock()  # of everything here, and of the round; nobody who has it waits for episodes
+        self._turn = threading.Lock()  # of the thread that waits for the workers' reports, for all that play
 
     @classmethod
     def start(
@@ -116,10 +128,44 @@ class RolloutPool:
         return self.workers * self._max_concurrent
 
     def play(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None = None) -> list[Trajectory]:
-        """Plays all requests and returns their trajectories in order."""
+        """Plays all requests and returns their trajectories in order. What other threads asked for before is begun first.
+
+        on_done: Hears of every episode as it ends, in any of the threads that play.
+
+        Raises:
+            Cancelled: `cancel` was called.
+        """
         if self._lockstep:
             return self._play_lockstep(requests, on_done)
-        return _Round(self, [self._lengths.expect(request) for request in requests], on_done).run()
+        try:
+            with self._lock:
+                if self._round is None:
+                    self._round = _Round(self)
+                its_round = self._round
+                play = its_round.add([self._lengths.expect(request) for request in requests], on_done)
+            while not play.over.is_set():
+                if self._turn.acquire(blocking=False):
+                    try:
+                        if not play.over.is_set():
+                            its_round.wait()
+                    finally:
+                        self._turn.release()
+                else:
+                    play.over.wait(_TAKE_OVER_S)
+        except BaseException as error:  # Ctrl-C too: what runs is nobody's any more
+            self._break_off(error)
+            raise
+        return play.result()
+
+    def cancel(self) -> None:
+        """Ends what other threads play: they raise Cancelled, and what was unfinished is forgotten."""
+        self._break_off(Cancelled())
+
+    def _break_off(self, error: BaseException) -> None:
+        with self._lock:
+            if self._round is not None:
+                self._round.end(error)
+                self._round = None
 
     def _play_lockstep(
         self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None
@@ -128,36 +174,55 @@ class RolloutPool:
         for start in range(0, len(requests), self._max_concurrent):
             part = list(requests[start : start + self._max_concurrent])
             done += get(self._workers[0].play_lockstep.remote(part), None, "lock-step episodes")
-            for trajectory in done[start:]:
+            for number in range(start, len(done)):
+                self._keep(requests[number], done[number], number)
                 if on_done:
-                    on_done(trajectory)
+                    on_done(done[number])
         return done
+
+    def _keep(self, request: EpisodeRequest, trajectory: Trajectory, place: int) -> None:
+        """An episode has ended: it is stored under its number in the step, and its length is learnt from."""
+        self._lengths.learn(trajectory)
+        if self.store is not None:
+            self.store.append(trajectory, place if request.index is None else request.index)
 
     def load_weights(self, safetensors: Any, version: int) -> float:
         """Gives every worker the weights (an object reference to safetensors bytes). Returns seconds.
 
-        A worker that dies of it is replaced, and so is one that had died before.
+        Turns that are being written stand still meanwhile and go on with the new weights. A worker that dies of it is replaced,
+        and so is one that had died before.
         """
         begin = time.monotonic()
-        self._version, self._probe = version, None
-        self._weights = safetensors if self.weights_source is None else None
-        loading = [(worker, worker.load_weights.remote(safetensors, version)) for worker in self._workers]
-        for worker, reference in loading:
-            try:
-                get(reference, SYNC_TIMEOUT_S, "weight sync", dead=())
-            except RayActorError as error:
-                self._replace(worker, _reason(error))
-        while not self._workers:  # those that start load the same weights
-            self._welcome(list(self._starting), START_TIMEOUT_S, safetensors)
+        with self._lock:
+            self._version, self._probe = version, None
+            self._weights = safetensors if self.weights_source is None else None
+            self._ask_all(lambda worker: worker.load_weights.remote(safetensors, version), "weight sync")
+            while not self._workers:  # those that start load the same weights
+                self._welcome(list(self._starting), START_TIMEOUT_S, safetensors)
         return time.monotonic() - begin
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[list[list[float]]]:
         """Per worker and prompt: the log-probabilities of the prompt's tokens."""
-        scores = get([w.score.remote(prompts) for w in self._workers], SYNC_TIMEOUT_S, "the probe's log-probs")
-        self._probe = (prompts, scores[0]) if scores else None
+        with self._lock:
+            scores = self._ask_all(lambda worker: worker.score.remote(prompts), "the probe's log-probs")
+            while not scores and self._starting:
+                self._welcome(list(self._starting), START_TIMEOUT_S)
+                scores = self._ask_all(lambda worker: worker.score.remote(prompts), "the probe's log-probs")
+            self._probe = (prompts, scores[0]) if scores else None
         return scores
 
+    def _ask_all(self, ask: Callable[[Any], Any], what: str) -> list[Any]:
+        """What each worker answers; one that is dead is replaced, and says nothing."""
+        answers = []
+        for worker, reference in [(worker, ask(worker)) for worker in self._workers]:
+            try:
+                answers.append(get(reference, SYNC_TIMEOUT_S, what, dead=()))
+            except RayActorError as error:
+                self._replace(worker, _reason(error))
+        return answers
+
     def close(self) -> None:
+        self.cancel()
         for worker in [*self._workers, *self._starting.values()]:
             try:
                 ray.get(worker.close.remote(), timeout=30)
@@ -185,9 +250,8 @@ class RolloutPool:
         elif not self._workers and not self._starting:
             raise TaudojoError(f"the last rollout worker is lost: {why}; resume the run to go on")
 
-    def _welcome(self, references: Sequence[Any], timeout_s: float, safetensors: Any = None) -> list[Any]:
-        """Workers whose start has ended: those that are up, with the current weights, join the others and are returned."""
-        joined = []
+    def _welcome(self, references: Sequence[Any], timeout_s: float, safetensors: Any = None) -> None:
+        """Workers whose start has ended: those that are up, with the current weights, join the others."""
         for reference in references:
             worker = self._starting.pop(reference)
             try:
@@ -198,8 +262,6 @@ class RolloutPool:
                 self._replace(worker, _reason(error))
             else:
                 self._workers.append(worker)
-                joined.append(worker)
-        return joined
 
     def _renew(self, worker: Any, safetensors: Any = None) -> None:
         """Gives a rebuilt worker the current weights, and compares it with what the others said in the last probe."""
@@ -214,45 +276,92 @@ class RolloutPool:
                 raise TaudojoError(f"a rebuilt rollout worker does not have weight version {self._version}")
 
 
-class _Round:
-    """One call of `play`: what waits, what runs where, and what has come back."""
+class _Play:
+    """One call of `play`: its episodes as they come back."""
 
-    def __init__(
-        self, pool: RolloutPool, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None
-    ) -> None:
-        self._pool, self._requests, self._on_done = pool, requests, on_done
-        self._dispatch: Dispatch[Any] = Dispatch(requests, pool._max_concurrent)
-        self._results: list[Trajectory | None] = [None] * len(requests)
+    def __init__(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None) -> None:
+        self.requests, self.on_done = requests, on_done
+        self.over = threading.Event()
+        self._played: dict[int, Trajectory] = {}
+        self._error: BaseException | None = None
+        if not requests:
+            self.over.set()
+
+    def take(self, place: int, trajectory: Trajectory) -> None:
+        self._played[place] = trajectory
+        if len(self._played) == len(self.requests):
+            self.over.set()
+
+    def end(self, error: BaseException) -> None:
+        self._error = error
+        self.over.set()
+
+    def result(self) -> list[Trajectory]:
+        if len(self._played) < len(self.requests):
+            assert self._error is not None
+            raise self._error
+        return [self._played[place] for place in range(len(self.requests))]
+
+
+class _Round:
+    """What waits and what runs where, as long as anybody plays."""
+
+    def __init__(self, pool: RolloutPool) -> None:
+        self._pool = pool
+        self._dispatch: Dispatch[Any] = Dispatch([], pool._max_concurrent)
+        self._asked: dict[int, tuple[_Play, int]] = {}  # the number of an unfinished episode → whose it is, and its place there
         self._reports: dict[Any, Any] = {}  # the reference to a worker's next report → the worker
         self._heard: dict[Any, float] = {}
         self._base = time.monotonic_ns()  # episodes of different rounds have different numbers
+        self._join_new()
 
-    def run(self) -> list[Trajectory]:
+    def add(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None) -> _Play:
+        play = _Play(requests, on_done)
+        for place, number in enumerate(self._dispatch.add(requests)):
+            self._asked[number] = play, place
+        self._hand_out()
+        return play
+
+    def end(self, error: BaseException) -> None:
+        """Nothing is waited for any more."""
         for worker in self._pool._workers:
-            self._join(worker)
-        try:
-            while self._dispatch.unfinished:
-                self._hand_out()
-                self._collect()
-        except BaseException:  # Ctrl-C too: what runs is nobody's any more
-            for worker in self._pool._workers:
-                worker.drop.remote()
-            raise
-        return [trajectory for trajectory in self._results if trajectory is not None]
+            worker.drop.remote()
+        for play, _ in self._asked.values():
+            play.end(error)
+        self._asked.clear()
 
-    def _join(self, worker: Any) -> None:
-        self._dispatch.join(worker)
-        self._listen(worker)
+    def wait(self) -> None:
+        """Waits for the next report or rebuilt worker, takes what has come by then, and hands out."""
+        pool = self._pool
+        with pool._lock:
+            references = [*self._reports, *pool._starting]
+        ray.wait(references, num_returns=1, timeout=HEARTBEAT_S)
+        with pool._lock:
+            if pool._round is self:
+                self._collect()
+                self._hand_out()
+                if not self._asked:
+                    pool._round = None
+
+    def _join_new(self) -> None:
+        for worker in self._pool._workers:
+            if worker not in self._heard:
+                self._dispatch.join(worker)
+                self._listen(worker)
 
     def _listen(self, worker: Any) -> None:
         self._heard[worker] = time.monotonic()
         self._reports[worker.report.remote(HEARTBEAT_S, STANDSTILL_S)] = worker
 
+    def _request(self, number: int) -> EpisodeRequest:
+        play, place = self._asked[number]
+        return play.requests[place]
+
     def _hand_out(self) -> None:
         orders: dict[Any, list[Order]] = {}
         while (handout := self._dispatch.next()) is not None:
             number, worker = handout
-            request, attempt = self._requests[number], self._dispatch.attempts[number]
+            request, attempt = self._request(number), self._dispatch.attempts[number]
             if attempt > MAX_ATTEMPTS + 1:
                 raise TaudojoError(
                     f"task {request.task.id} ended {MAX_ATTEMPTS + 1} rollout workers; leave it out (env.exclude_audited, or "
@@ -265,22 +374,18 @@ class _Round:
             worker.begin.remote(batch)
 
     def _collect(self) -> None:
-        """Waits for the next report or rebuilt worker, and for what else has come by then."""
         pool = self._pool
         references = [*self._reports, *pool._starting]
-        ready, _ = ray.wait(references, num_returns=1, timeout=HEARTBEAT_S)
-        if len(ready) < len(references):
-            more, _ = ray.wait([r for r in references if r not in ready], num_returns=len(references) - len(ready), timeout=0)
-            ready = [*ready, *more]
-        for worker in pool._welcome([r for r in ready if r in pool._starting], START_TIMEOUT_S):
-            self._join(worker)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        pool._welcome([r for r in ready if r in pool._starting], START_TIMEOUT_S)
+        self._join_new()
         for reference in ready:
             if reference in self._reports:
                 self._take(reference)
         for worker, heard in list(self._heard.items()):
             if time.monotonic() - heard > SILENCE_S:
                 silent_s = time.monotonic() - heard
-                tasks = [self._requests[number].task.id for number in self._dispatch.running(worker)]
+                tasks = [self._request(number).task.id for number in self._dispatch.running(worker)]
                 tell_silent(pool._numbers[worker], silent_s, tasks)
                 self._lose(worker, f"no report for {silent_s:.0f} s")
 
@@ -311,20 +416,20 @@ class _Round:
             raise played.error
         self._dispatch.done(number)
         self._pool._failed_in_a_row = 0
-        self._results[number] = played.trajectory
-        if played.trajectory is not None:
-            self._pool._lengths.learn(played.trajectory)
-            if self._pool.store is not None:
-                self._pool.store.append(played.trajectory, number)
-            if self._on_done:
-                self._on_done(played.trajectory)
+        play, place = self._asked.pop(number)
+        assert played.trajectory is not None
+        self._pool._keep(play.requests[place], played.trajectory, place)
+        play.take(place, played.trajectory)
+        if play.on_done:
+            play.on_done(played.trajectory)
         return True
 
     def _lose(self, worker: Any, why: str) -> None:
         self._heard.pop(worker, None)
         self._reports = {reference: w for reference, w in self._reports.items() if w is not worker}
         self._dispatch.leave(worker)
-        self._pool._replace(worker, why)
+        if worker in self._pool._workers:  # else a weight sync has replaced it
+            self._pool._replace(worker, why)
 
 
 def get(references: Any, timeout_s: float | None, what: str, dead: tuple[type[Exception], ...] = (RayActorError,)) -> Any:

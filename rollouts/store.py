@@ -50,8 +50,7 @@ class TrajectoryStore:
         stage, step = trajectory.stage, trajectory.step
         stored = self._stored.get((stage, step))
         if stored is None or index in stored:
-            for path in step_files(self.folder, stage, step):
-                path.unlink()
+            self.remove(stage, step)
             stored = self._stored[stage, step] = set()
         with self.path(stage, step, trajectory.worker).open("ab") as file:
             file.write(self._line(trajectory, index))
@@ -63,6 +62,12 @@ class TrajectoryStore:
             self._replace(stage, step, trajectories)
             self._stored[stage, step] = set(range(len(trajectories)))
         return (step_files(self.folder, stage, step) or [self.path(stage, step)])[0]
+
+    def remove(self, stage: str, step: int) -> None:
+        """Forgets a step."""
+        for path in step_files(self.folder, stage, step):
+            path.unlink()
+        self._stored.pop((stage, step), None)
 
     def read(self, stage: str, step: int) -> list[Trajectory]:
         """The step's episodes, in the order of their requests."""

@@ -18,7 +18,11 @@ class TokenSegment:
     """A run of tokens that the policy saw as one context. All lists have one entry per token.
 
     `loss_mask` is true on the policy's own tokens; `logprobs` are those they were sampled with, 0.0 elsewhere.
-    `versions` holds `(start, stop, weight version)` for each sampled span.
+    `versions` holds `(start, stop, weight version)` for each sampled span; a turn in which weights were swapped has several.
+
+    Such a mixture needs no further care. An engine that swaps computes the whole context anew, so a token's log-prob is that of
+    one policy, its span's, given all the tokens before it, whoever wrote them. Truncated importance sampling (training/loss.py)
+    compares just that number with the learner's for the same token and context, one token at a time; it never asks for a version.
     """
 
     token_ids: list[int]
@@ -30,11 +34,25 @@ class TokenSegment:
     def sampled(self) -> int:
         return sum(self.loss_mask)
 
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """`(start, stop)` of each turn of the policy. Spans that touch are one turn, unless their version is the same."""
+        turns: list[tuple[int, int]] = []
+        before = -1
+        for start, stop, version in self.versions:
+            if turns and turns[-1][1] == start and version != before:
+                turns[-1] = (turns[-1][0], stop)
+            else:
+                turns.append((start, stop))
+            before = version
+        return turns
+
 
 @dataclass(frozen=True)
 class EpisodeRequest:
     """One episode to play. `group` numbers the GRPO group within a step.
 
+    index: Its number within the step, under which it is stored; None is its place among those that are played with it.
     policy: Who speaks. `engine`; `gold`, the expert; `paced`, the expert, who takes the engine's time for its words; `none`,
         nobody: the episode could not be played and ends as ENGINE_ERROR.
     expected_tokens: How many tokens the policy will write, where something is known about it.
@@ -48,6 +66,7 @@ class EpisodeRequest:
     temperature: float = 1.0
     policy: Literal["engine", "gold", "paced", "none"] = "engine"
     expected_tokens: float | None = None
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,14 @@ class Trajectory:
     @property
     def sampled_tokens(self) -> int:
         return sum(s.sampled for s in self.segments)
+
+    @property
+    def tokens_by_version(self) -> dict[int, int]:
+        """Weight version → how many tokens were sampled with it."""
+        tokens: dict[int, int] = {}
+        for start, stop, version in (span for s in self.segments for span in s.versions):
+            tokens[version] = tokens.get(version, 0) + stop - start
+        return tokens
 
     def to_json(self) -> dict[str, Any]:
         """One line of `trajectories/*.jsonl`."""

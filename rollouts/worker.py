@@ -170,6 +170,7 @@ class RolloutWorker:
             task.cancel()
         self._live.clear()
         self._played.clear()
+        self._news.set()  # whoever listens need not wait for what does not come
 
     async def _one(self, order: Order, place: Place) -> None:
         try:

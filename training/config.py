@@ -60,6 +60,11 @@ class UserSection(Section):
 
 
 class RolloutSection(Section):
+    """`mode`: when episodes are played (training/stages/ahead.py). `max_staleness`: how many weight versions a token may be old
+    when it is trained on; of `async` alone."""
+
+    mode: Literal["sync", "one_step_off", "async"] = "sync"
+    max_staleness: int = Field(1, ge=1)
     max_concurrent: int = Field(64, ge=1)
     kv_cache_gib: float = Field(2.0, gt=0)
     max_batched_tokens: int = Field(4096, ge=128)
@@ -67,6 +72,11 @@ class RolloutSection(Section):
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1)
     structured: bool = False  # only well-formed tool calls can be sampled
     tensor_parallel_size: int = Field(1, ge=1)
+
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps may be played before the one that is trained on is done."""
+        return {"sync": 0, "one_step_off": 1, "async": self.max_staleness}[self.mode]
 
 
 class LoRASection(Section):
@@ -355,6 +365,22 @@ class RunConfig(Section):
     deterministic: bool = False
     output_dir: str = "outputs"
     resume: str | None = None
+
+    @model_validator(mode="after")
+    def mode_is_possible(self) -> Self:
+        if self.rollout.mode == "sync":
+            return self
+        if self.deterministic:
+            raise ValueError(
+                f"rollout.mode={self.rollout.mode} plays while the learner works, and its runs never repeat exactly; set "
+                "rollout.mode=sync, or deterministic=false"
+            )
+        if self.grpo.enabled and self.algorithm.tis_cap is None and self.algorithm.mask_above is None:
+            raise ValueError(
+                f"rollout.mode={self.rollout.mode} trains on tokens of older weights, which algorithm.tis_cap corrects; set it, "
+                "e.g. to 2.0"
+            )
+        return self
 
     @model_validator(mode="after")
     def learner_can(self) -> Self:

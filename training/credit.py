@@ -46,16 +46,16 @@ def token_advantages(trajectory: Trajectory, advantages_T: Sequence[float]) -> l
     Raises:
         ValueError: the trajectory has another number of sampled turns.
     """
-    spans = sum(len(s.versions) for s in trajectory.segments)
-    if spans != len(advantages_T):
+    sampled = sum(len(s.turns) for s in trajectory.segments)
+    if sampled != len(advantages_T):
         raise ValueError(
-            f"task {trajectory.transcript.task_id}: {len(advantages_T)} turns were credited and {spans} were sampled"
+            f"task {trajectory.transcript.task_id}: {len(advantages_T)} turns were credited and {sampled} were sampled"
         )
     values = iter(advantages_T)
     rows = []
     for segment in trajectory.segments:
         row = [0.0] * len(segment.token_ids)
-        for start, stop, _ in segment.versions:
+        for start, stop in segment.turns:
             row[start:stop] = [next(values)] * (stop - start)
         rows.append(row)
     return rows

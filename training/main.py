@@ -184,10 +184,14 @@ class Session:
         self.sync = (
             WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
         )
+        ahead = self.config.rollout.mode != "sync"
+        if ahead:  # a worker may be rebuilt when the learner is further than the engines
+            self.pool.weights_source = None
         newest = self.folder.newest_checkpoint()
         if newest is not None:
             console.print(f"loading {shown(newest)}", soft_wrap=True)
             self.learner.load(newest)
+        if newest is not None or ahead:
             self.sync.run()
 
     def probe_prompts(self) -> list[list[int]]:
@@ -328,7 +332,7 @@ class Session:
             config.algorithm,
             config.seed,
             self.tasks.grpo,
-            Parts(self.pool, learner, self.sync, self.credit()),
+            Parts(self.pool, learner, self.sync, self.credit(), config.rollout),
             self.store,
             self.folder,
             self.tracker,

@@ -14,6 +14,7 @@ import numpy as np
 
 from envs.types import StopReason
 from rollouts.trajectory import Trajectory, user_usage
+from training.advantages import is_scored
 from training.calibration import rank_correlation
 
 #: Every number that a GRPO step logs, whatever its settings. A step in which nothing was trained has none of the learner's.
@@ -65,6 +66,7 @@ TIME = {
     "seconds/update": "training",
     "seconds/sync": "new weights to the engines, and the proof",
     "seconds/idle": "between the step before and this one: episodes stored, numbers logged, checkpoints written",
+    "seconds/engines_idle": "without an episode under way; overlaps with the others",
     "seconds/step": "from the first episode to the end of the sync",
     "tokens_per_s": "trained tokens by the step's time",
 }
@@ -89,12 +91,6 @@ LEARNER = {
     "sync/max_gap": "the greatest",
 }
 STEP_METRICS = EPISODES | ENGINE | TIME | LEARNER
-
-
-def is_scored(trajectory: Trajectory) -> bool:
-    """Whether the ending says something about the policy; the others are left out of the advantage."""
-    stop = trajectory.transcript.stop_reason
-    return stop is not None and stop.agent_at_fault
 
 
 def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -140,7 +136,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 def policy_turns(trajectory: Trajectory) -> int:
     """How often the policy spoke."""
-    return sum(len(_turn_starts(s.versions)) for s in trajectory.segments)
+    return sum(len(s.turns) for s in trajectory.segments)
 
 
 def component_means(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -173,16 +169,10 @@ def engine_metrics(trajectories: Sequence[Trajectory], seconds: float, places: i
         places: how many requests all engines together may work on at once
     """
     in_flight = sum(t.timings.get("generate", 0.0) for t in trajectories) / seconds
-    prompts = sum(start for t in trajectories for s in t.segments for start in _turn_starts(s.versions))
+    prompts = sum(start for t in trajectories for s in t.segments for start, _ in s.turns)  # a turn's prompt is all before it
     return {
         "gen_tokens_per_s": sum(t.sampled_tokens for t in trajectories) / seconds,
         "engine/in_flight": in_flight,
         "engine/utilisation": in_flight / places,
         "engine/kv_cache_hit_rate": sum(t.cached_tokens for t in trajectories) / max(1, prompts),
     }
-
-
-def _turn_starts(versions: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Of each turn the length of its prompt, in tokens. Spans that touch are one turn, during which weights were swapped."""
-    stops = {stop for _, stop, _ in versions}
-    return [start for start, _, _ in versions if start not in stops]

@@ -50,6 +50,7 @@ def _group(
             stage=stage,
             step=step,
             group=number,
+            index=number * samples + member,
             temperature=temperature,
         )
         for member in range(samples)

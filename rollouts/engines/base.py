@@ -34,13 +34,26 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Generation:
-    """Sampled tokens (the stop token included) with the log-probability that each was sampled with."""
+    """Sampled tokens (the stop token included) with the log-probability that each was sampled with.
+
+    weight_version: Of the weights that the first token was sampled with.
+    swaps: `(tokens, version)` where the weights changed in the middle: how many had been sampled, and the version from there on.
+    cached_tokens: Tokens of the prompt whose keys and values were found in the prefix cache.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     finish: Literal["stop", "length"]
     weight_version: int = 0
-    cached_tokens: int = 0  # prompt tokens whose keys and values were found in the prefix cache
+    cached_tokens: int = 0
+    swaps: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def versions(self) -> list[tuple[int, int, int]]:
+        """`(start, stop, weight version)` of each span of the sampled tokens, without empty ones."""
+        starts = [(0, self.weight_version), *self.swaps]
+        stops = [*(tokens for tokens, _ in self.swaps), len(self.token_ids)]
+        return [(start, stop, version) for (start, version), stop in zip(starts, stops, strict=True) if start < stop]
 
 
 @dataclass(frozen=True)
@@ -75,10 +88,13 @@ class Engine(Protocol):
         """Log-probability of every token given those before it; index 0 is 0.0. For the weight-sync probe."""
 
     async def load_weights(self, file: str, version: int) -> None:
-        """Replaces the weights by those in a safetensors file (Hugging Face names) and forgets cached prefixes."""
+        """Replaces the weights by those in a safetensors file (Hugging Face names) and forgets all keys and values.
+
+        What is being generated stands still meanwhile, keeps its tokens, and goes on with the new weights.
+        """
 
     async def pause(self) -> None:
-        """Requests are accepted and wait until `resume`."""
+        """Generation stands still; requests are accepted and wait until `resume`."""
 
     async def resume(self) -> None: ...
 

@@ -12,9 +12,12 @@ import asyncio
 import heapq
 import itertools
 import json
+import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from rollouts.engines.base import EngineConfig, EngineFailed, Generation, SamplingParams
 
@@ -48,6 +51,21 @@ class FakeScript:
         return cls(**json.loads(model_path.removeprefix(PREFIX) or "{}"))
 
 
+@dataclass(eq=False)
+class _Writing:
+    """An answer on its way: when its first token was begun, by the engine's clock, and what became of the weights since."""
+
+    tokens: int
+    token_s: float
+    begun: float | None = None
+    swaps: list[tuple[int, int]] = field(default_factory=list)
+
+    def written(self, now: float) -> int:
+        if self.begun is None or now <= self.begun or not self.token_s:
+            return 0
+        return min(self.tokens, int((now - self.begun) / self.token_s))
+
+
 class FakeEngine:
     """Implements `Engine`.
 
@@ -74,8 +92,11 @@ class FakeEngine:
         self.written = 0
         self._asked = 0
         self._slots = _Slots(self.script.slots) if self.script.slots else None
+        self._writing: set[_Writing] = set()
         self._running = asyncio.Event()
         self._running.set()
+        self._paused_at: float | None = None
+        self._stood_s = 0.0
 
     async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         number, self._asked = self._asked, self._asked + 1
@@ -87,16 +108,39 @@ class FakeEngine:
         ids = ids[: params.max_tokens]
         script = self.script
         pace = 1 + script.jitter * _share(token_ids) if script.jitter else 1.0
-        if self._slots is None:
-            await asyncio.sleep((script.latency_s + script.token_s * len(ids)) * pace)
-        else:
-            await asyncio.sleep(script.latency_s * pace)
-            await self._slots.work(script.token_s * len(ids) * pace, params.priority)
+        writing = _Writing(len(ids), script.token_s * pace)
+        self._writing.add(writing)
+        try:
+            await self._write(writing, script.latency_s * pace, params.priority)
+        finally:
+            self._writing.remove(writing)
         if script.fail_at is not None and number >= script.fail_at:
             raise EngineFailed(f"request {number} fails, as the script of this fake engine says")
         self.written += len(ids)
         stopped = bool(ids) and ids[-1] in params.stop_token_ids
-        return Generation(ids, [LOGPROB] * len(ids), "stop" if stopped else "length", version)
+        finish: Literal["stop", "length"] = "stop" if stopped else "length"
+        return Generation(ids, [LOGPROB] * len(ids), finish, version, swaps=tuple(writing.swaps))
+
+    async def _write(self, writing: _Writing, latency_s: float, priority: int) -> None:
+        seconds = writing.tokens * writing.token_s
+        if self._slots is None:
+            writing.begun = self._clock() + latency_s
+            await self._sleep(latency_s + seconds)
+            return
+        await self._sleep(latency_s)
+        async with self._slots.one(priority):
+            writing.begun = self._clock()
+            await self._sleep(seconds)
+
+    def _clock(self) -> float:
+        """Seconds that this engine has not stood still."""
+        return (time.monotonic() if self._paused_at is None else self._paused_at) - self._stood_s
+
+    async def _sleep(self, seconds: float) -> None:
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0:
+            await self._running.wait()
+            await asyncio.sleep(left)
 
     async def score(self, token_ids: Sequence[int]) -> list[float]:
         return [0.0] + [LOGPROB] * (len(token_ids) - 1)
@@ -104,11 +148,17 @@ class FakeEngine:
     async def load_weights(self, file: str, version: int) -> None:
         self.loads.append(file)
         self.weight_version = version
+        for writing in self._writing:
+            writing.swaps.append((writing.written(self._clock()), version))
 
     async def pause(self) -> None:
+        self._paused_at = self._paused_at or time.monotonic()
         self._running.clear()
 
     async def resume(self) -> None:
+        if self._paused_at is not None:
+            self._stood_s += time.monotonic() - self._paused_at
+            self._paused_at = None
         self._running.set()
 
     async def close(self) -> None:
@@ -120,14 +170,15 @@ class FakeEngine:
 
 
 class _Slots:
-    """So many pieces of work at once; the others wait, the lowest priority first."""
+    """So many at once; the others wait, the lowest priority first."""
 
     def __init__(self, number: int) -> None:
         self._free = number
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
-    async def work(self, seconds: float, priority: int) -> None:
+    @asynccontextmanager
+    async def one(self, priority: int) -> AsyncIterator[None]:
         if self._free:
             self._free -= 1
         else:
@@ -140,7 +191,7 @@ class _Slots:
                     self._pass_on()
                 raise
         try:
-            await asyncio.sleep(seconds)
+            yield
         finally:
             self._pass_on()
 

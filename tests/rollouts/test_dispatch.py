@@ -142,3 +142,14 @@ def test_whatever_happens_every_episode_is_played_to_its_end_once(data: Any):
     assert sorted(finished) == list(range(len(asked)))
     with pytest.raises(KeyError):
         dispatch.done(0)
+
+
+def test_what_is_added_later_comes_after_what_waits_and_the_longest_of_it_first():
+    dispatch = started(requests((2, 100.0)), 9, "a")
+    assert dispatch.next() == (0, "a")
+    assert dispatch.add(requests((1, 200.0), (2, 400.0))) == range(2, 5)
+    assert [number for number, _ in handouts(dispatch)] == [1, 3, 4, 2]
+    assert dispatch.unfinished == 5
+    for number in range(5):
+        dispatch.done(number)
+    assert dispatch.unfinished == 0 and dispatch.attempts == {}

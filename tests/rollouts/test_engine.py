@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +187,37 @@ def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool
         assert (sampled(trajectory)[:, 1] <= 0.0).all()
     versions = {v for s in segments for _, _, v in s.versions}
     assert versions == {sync.version}
+
+
+@pytest.mark.slow
+def test_a_turn_in_which_weights_change_keeps_its_tokens_and_goes_on_as_the_new_weights_would(
+    sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any
+):
+    weights = [learner.publish(), changed_weights(learner, LAYER, 1.5)]  # of even and of odd versions
+    version = 100
+    pool.load_weights(weights[0], version)
+    with ThreadPoolExecutor(1) as thread:
+        playing = thread.submit(pool.play, requests(task_sets, 4, temperature=1.0))
+        while not playing.done() and version < 106:
+            time.sleep(2.5)  # each change costs a prefill of all contexts first
+            version += 1
+            pool.load_weights(weights[version % 2], version)
+    segments = [segment for trajectory in playing.result() for segment in trajectory.segments]
+    expected = []
+    for scored in weights:
+        pool.load_weights(scored, version + 1)
+        expected += pool.score([s.token_ids for s in segments])
+    apart, swaps = [], 0
+    for number, segment in enumerate(segments):
+        spans = segment.versions
+        assert [at for start, stop, _ in spans for at in range(start, stop)] == list(np.flatnonzero(segment.loss_mask))
+        swaps += sum(before[1] == after[0] for before, after in pairwise(spans))
+        for start, stop, made_by in spans:
+            own, other = (np.array(expected[(made_by + n) % 2][number][start:stop]) for n in (0, 1))
+            assert np.abs(own - segment.logprobs[start:stop]).max() < 1e-3
+            apart.append(np.abs(other - segment.logprobs[start:stop]).mean())
+    assert swaps > 0  # in the middle of turns
+    assert np.mean(apart) > 0.05  # the two policies differ, so the spans' log-probs tell them apart
 
 
 @pytest.mark.slow

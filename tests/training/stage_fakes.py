@@ -49,6 +49,8 @@ class FakeLearner:
 
 
 class FakeSync:
+    version = 0
+
     def __init__(self) -> None:
         self.runs = 0
 

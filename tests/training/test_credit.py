@@ -62,6 +62,16 @@ def test_an_advantage_stands_on_its_turn_s_tokens():
         token_advantages(played, [0.5, -1.0])
 
 
+def test_a_turn_in_which_weights_were_swapped_is_one_turn():
+    swapped = TokenSegment([1, 2, 3, 4, 5], [False, True, True, False, True], [0.0] * 5, [(1, 2, 6), (2, 3, 7), (4, 5, 7)])
+    assert swapped.turns == [(1, 3), (4, 5)]
+    metrics = EpisodeMetrics("t", "lookup", 1, 1, 1.0, 1.0, 1.0, True, False, True, True, 1.0, 1.0, "user_stop")
+    transcript = Transcript("t", "retail", (), StopReason.USER_STOP)
+    played = Trajectory(transcript, "lookup", [swapped], RewardBreakdown(1.0), metrics, "grpo", 0, 0, 0)
+    assert played.tokens_by_version == {6: 1, 7: 2}
+    assert token_advantages(played, [0.5, -1.0]) == [[0.0, 0.5, 0.5, 0.0, -1.0]]
+
+
 def test_every_turn_of_a_real_episode_is_credited(world: Any, task_sets: Any, config: Any):
     """The expert's episodes, and those of a policy that writes calls, words and nonsense by chance."""
     rng = random.Random(0)

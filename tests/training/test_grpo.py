@@ -26,6 +26,7 @@ from stage_fakes import (
     tracker,
     trajectory,
 )
+from training import advantages
 from training.config import AlgorithmSection, GRPOSection
 from training.run import Interrupted, RunFolder
 from training.sampling import spare_groups
@@ -111,7 +112,7 @@ def test_the_chosen_subset_has_the_greatest_variance_of_all():
     for _ in range(50):
         rewards = rng.choice([0.0, 0.25, 0.5, 1.0], size=7)
         keep = int(rng.integers(2, 7))
-        kept = grpo._spread(rewards, np.zeros(7, int), keep)
+        kept = advantages._spread(rewards, np.zeros(7, int), keep)
         assert kept.sum() == keep
         assert rewards[kept].var() == pytest.approx(max(np.var(c) for c in itertools.combinations(rewards, keep)))
 

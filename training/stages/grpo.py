@@ -1,10 +1,10 @@
 """GRPO on whole episodes.
 
 A step: sample groups of episodes, score them, compare each with its group, update, give the engines the new weights and prove
-it. On-policy (one step's episodes are trained on before the next are sampled), dense action reward as outcome, no critic.
-Truncated importance weights correct for the engine's arithmetic; groups whose members all scored the same carry no signal and
-are left out, or other groups are played in their place (both counted); endings that are not the agent's fault are left out of the
-advantage (counted).
+it. Dense action reward as outcome, no critic. On-policy (one step's episodes are trained on before the next are sampled) unless
+`rollout.mode` lets the engines play ahead (ahead.py). Truncated importance weights correct for the engine's arithmetic and for
+older weights; groups whose members all scored the same carry no signal and are left out, or other groups are played in their
+place (both counted); endings that are not the agent's fault are left out of the advantage (counted).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -22,16 +22,17 @@ from envs.types import Task
 from rollouts.scheduler import RolloutPool
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
-from training.config import AlgorithmSection, GRPOSection
-from training.credit import token_advantages, turn_advantages
+from training.advantages import advantages_of, groups_with_signal, is_scored, samples_of
+from training.config import AlgorithmSection, GRPOSection, RolloutSection
 from training.learner.base import Sample
 from training.learner.group import LearnerGroup
-from training.loss import advantages, kl_per_token
-from training.metrics import engine_metrics, episode_metrics, is_scored
-from training.progress import bar
+from training.loss import kl_per_token
+from training.metrics import engine_metrics, episode_metrics
+from training.progress import bar, console
 from training.run import Interrupted, RunFolder, StopSignal
 from training.sampling import requests_at as group_requests
 from training.sampling import spare_groups
+from training.stages.ahead import Ahead
 from training.stages.sft import Budget
 from training.sync import WeightSync
 from training.tracking import Tracker
@@ -39,13 +40,29 @@ from training.tracking import Tracker
 
 @dataclass(frozen=True)
 class Parts:
-    """What a step needs: who plays, who learns, how weights travel; and what each turn of an episode earned, where credit is
-    given by turn."""
+    """What a step needs: who plays, who learns, how weights travel; what each turn of an episode earned, where credit is given
+    by turn; and how far episodes are played ahead of the updates."""
 
     pool: RolloutPool
     learner: LearnerGroup
     sync: WeightSync
     credit: Callable[[EpisodeRequest, Trajectory], Sequence[float]] | None = None
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's episodes, played in `seconds`.
+
+    asked: The requests, as many as trajectories. earned: What the turns of each earned; None where credit is the outcome's.
+    refill: How many groups were `refill/played` and are still `refill/missing`; empty where none was played in another's place.
+    """
+
+    asked: Sequence[EpisodeRequest]
+    trajectories: list[Trajectory]
+    earned: list[Sequence[float]] | None
+    refill: dict[str, float]
+    seconds: float
 
 
 def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: int, stage: str = "grpo") -> list[EpisodeRequest]:
@@ -59,97 +76,6 @@ def requests_at(settings: GRPOSection, tasks: Sequence[Task], step: int, seed: i
         temperature=settings.temperature,
         stage=stage,
     )
-
-
-def advantages_of(
-    scored: Sequence[Trajectory], algorithm: AlgorithmSection, earned: Sequence[Sequence[float]] | None = None
-) -> list[np.ndarray]:
-    """Of each episode one advantage or, from what each of its turns `earned`, one for every turn. An episode that is alone in
-    its group has nothing to be compared with, and 0, except where whole batches are compared (`reinforce_plus_plus`)."""
-    groups = [t.group for t in scored]
-    if earned is not None:
-        return [np.array(a) for a in turn_advantages(earned, groups, algorithm.normalize_by_std)]
-    sizes = Counter(groups)
-    compared = [i for i, g in enumerate(groups) if sizes[g] > 1 or algorithm.advantage == "reinforce_plus_plus"]
-    values = np.zeros((len(scored), 1))
-    if compared:
-        values[compared, 0] = advantages(
-            [scored[i].reward.total for i in compared],
-            [groups[i] for i in compared],
-            algorithm.advantage,
-            algorithm.normalize_by_std,
-            [scored[i].sampled_tokens for i in compared],
-        )
-    return list(values)
-
-
-def groups_with_signal(scored: Sequence[Trajectory], values: Sequence[np.ndarray]) -> set[int]:
-    """Groups in which some advantage is not 0."""
-    return {t.group for t, value in zip(scored, values, strict=True) if _has_signal(value)}
-
-
-def _has_signal(value: np.ndarray) -> bool:
-    return bool((np.abs(value) > 1e-6).any())
-
-
-def samples_of(
-    trajectories: Sequence[Trajectory],
-    settings: GRPOSection,
-    algorithm: AlgorithmSection,
-    earned: Sequence[Sequence[float]] | None = None,
-) -> tuple[list[Sample], dict[str, float]]:
-    """Trajectories → samples with advantages, and what was left out. `earned`: what each turn of each trajectory earned, where
-    credit is given by turn."""
-    numbers = [i for i, t in enumerate(trajectories) if is_scored(t)]
-    scored = [trajectories[i] for i in numbers]
-    if not scored:
-        return [], {"excluded": float(len(trajectories)), "flat_groups": 0.0}
-    rewards = np.array([t.reward.total for t in scored])
-    groups = np.array([t.group for t in scored])
-    raw = advantages_of(scored, algorithm, None if earned is None else [earned[i] for i in numbers])
-    values = [np.where(v < 0, v * settings.negative_weight, v) for v in raw]
-    kept = _spread(rewards, groups, settings.train_per_group)
-    if settings.drop_flat_groups:  # nothing is learnt from a zero advantage
-        kept &= np.array([_has_signal(v) for v in values])
-    samples = []
-    for trajectory, value, keep in zip(scored, values, kept, strict=True):
-        if not keep:
-            continue
-        if earned is None:
-            rows = [[float(value[0])] * len(s.token_ids) for s in trajectory.segments]
-        else:
-            rows = token_advantages(trajectory, value.tolist())
-        samples += [
-            Sample(s.token_ids, s.loss_mask, advantages=row, sampler_logprobs=s.logprobs)
-            for s, row in zip(trajectory.segments, rows, strict=True)
-        ]
-    names = sorted(set(groups.tolist()))
-    return samples, {
-        "excluded": float(len(trajectories) - len(scored)),
-        "flat_groups": float(len(names) - len(groups_with_signal(scored, raw))),
-        "trained_episodes": float(kept.sum()),
-        "reward/group_std": float(np.mean([np.std(rewards[groups == g]) for g in names])),
-        "reward/group_variance": float(np.mean([np.var(rewards[groups == g]) for g in names])),
-        "advantage/abs_mean": float(np.abs(np.concatenate(values)).mean()),
-    }
-
-
-def _spread(rewards: np.ndarray, groups: np.ndarray, keep: int | None) -> np.ndarray:
-    """Which `keep` episodes of each group to train on: those whose rewards vary most (PODS, arXiv 2504.13818).
-
-    The subset of greatest variance is always some of the worst and some of the best. Advantages stay those of the whole group.
-    """
-    kept = np.ones(len(rewards), bool)
-    if keep is None:
-        return kept
-    for group in set(groups.tolist()):
-        members = np.flatnonzero(groups == group)
-        if len(members) > keep:
-            ranked = members[np.argsort(rewards[members], kind="stable")]
-            subsets = [np.concatenate([ranked[:low], ranked[len(ranked) - (keep - low) :]]) for low in range(keep + 1)]
-            kept[members] = False
-            kept[max(subsets, key=lambda subset: rewards[subset].var())] = True
-    return kept
 
 
 def begin_optimizer(learner: LearnerGroup, settings: GRPOSection) -> None:
@@ -173,17 +99,32 @@ def train_step(
 
     `spare`: further groups, played in place of those without a signal.
     """
+    batch = play_groups(parts, requests, algorithm, on_done, spare)
+    return batch.trajectories, train_on(batch, parts, settings, algorithm, lr, batch.seconds)
+
+
+def train_on(
+    batch: Batch,
+    parts: Parts,
+    settings: GRPOSection,
+    algorithm: AlgorithmSection,
+    lr: float,
+    waited_s: float,
+    settle: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Advantage, update(s), sync; returns the step's metrics.
+
+    waited_s: How long the learner waited for the episodes. settle: Waits until the weights may change.
+    """
     begin = time.monotonic()
-    trajectories, earned, refill = play_groups(parts, requests, algorithm, on_done, spare)
-    played = time.monotonic()
-    charged, kl = charge_kl(trajectories, parts.learner, algorithm)
-    samples, left_out = samples_of(charged, settings, algorithm, earned)
+    charged, kl = charge_kl(batch.trajectories, parts.learner, algorithm)
+    samples, left_out = samples_of(charged, settings, algorithm, batch.earned)
     samples = with_logprobs(samples, parts.learner, settings, algorithm)
     prepared = time.monotonic()
     metrics: dict[str, float] = {}
     if samples:
         size = -(-len(samples) // settings.updates_per_step)
-        order = np.random.default_rng(requests[0].seed).permutation(len(samples)) if settings.updates_per_step > 1 else None
+        order = np.random.default_rng(batch.asked[0].seed).permutation(len(samples)) if settings.updates_per_step > 1 else None
         shuffled = samples if order is None else [samples[i] for i in order]
         updates = [
             parts.learner.update(shuffled[at : at + size], algorithm.loss_config(), lr) for at in range(0, len(samples), size)
@@ -192,26 +133,42 @@ def train_step(
         metrics["tokens"] = float(sum(u["tokens"] for u in updates))
         metrics["unique_tokens"] = float(sum(u["unique_tokens"] for u in updates))
         metrics.pop("seconds")
-    updated = time.monotonic()
+    updated = settled = time.monotonic()
+    metrics |= staleness(batch, parts.sync.version)
     if samples:
+        settle()
+        settled = time.monotonic()
         metrics |= parts.sync.run().metrics()
     end = time.monotonic()
-    scoring = sum(t.timings.get("reward", 0.0) for t in trajectories) / parts.pool.workers
-    metrics |= left_out | refill | kl | episode_metrics(trajectories)
-    metrics |= engine_metrics(trajectories, played - begin, parts.pool.places)
-    metrics |= {
-        "staleness/mean": 0.0,
-        "staleness/max": 0.0,
-        "seconds/rollout": played - begin - scoring,
+    metrics |= left_out | batch.refill | kl | episode_metrics(batch.trajectories)
+    metrics |= engine_metrics(batch.trajectories, batch.seconds, parts.pool.places)
+    step_s = waited_s + end - begin
+    # Scoring is a part of the time that was waited for, where it was waited for.
+    scoring = min(waited_s, sum(t.timings.get("reward", 0.0) for t in batch.trajectories) / parts.pool.workers)
+    return metrics | {
+        "seconds/rollout": waited_s - scoring + settled - updated,
         "seconds/reward": scoring,
-        "seconds/prepare": prepared - played,
+        "seconds/prepare": prepared - begin,
         "seconds/update": updated - prepared,
-        "seconds/sync": end - updated,
-        "seconds/step": end - begin,
-        "tokens_per_s": metrics.get("tokens", 0.0) / (end - begin),
+        "seconds/sync": end - settled,
+        "seconds/step": step_s,
+        "tokens_per_s": metrics.get("tokens", 0.0) / step_s,
         "lr": lr,
     }
-    return trajectories, metrics
+
+
+def staleness(batch: Batch, version: int) -> dict[str, float]:
+    """How many weight versions the sampled tokens are older than `version`, which they are trained on; how many of the episodes
+    were sampled with several; and how many of those asked for are not there."""
+    tokens: Counter[int] = Counter()
+    for trajectory in batch.trajectories:
+        tokens.update({version - sampled_with: n for sampled_with, n in trajectory.tokens_by_version.items()})
+    return {
+        "staleness/mean": sum(age * n for age, n in tokens.items()) / max(1, tokens.total()),
+        "staleness/max": float(max(tokens, default=0)),
+        "staleness/mixed": float(np.mean([len(t.tokens_by_version) > 1 for t in batch.trajectories])),
+        "staleness/discarded": float(len(batch.asked) - len(batch.trajectories)),
+    }
 
 
 def play_groups(
@@ -220,30 +177,28 @@ def play_groups(
     algorithm: AlgorithmSection,
     on_done: Any,
     spare: Iterable[Sequence[EpisodeRequest]],
-) -> tuple[list[Trajectory], list[Sequence[float]] | None, dict[str, float]]:
-    """Plays the requests, and spare groups for those without a signal until there are none of either.
-
-    Returns every episode, what its turns earned (None where credit is the outcome's), and how many groups were `refill/played`
-    and are still `refill/missing`; no counts where no group could be spared.
-    """
-    trajectories: list[Trajectory] = []
+) -> Batch:
+    """Plays the requests, and spare groups for those without a signal until there are none of either."""
+    begin = time.monotonic()
+    played: list[Trajectory] = []
     earned: list[Sequence[float]] | None = None if parts.credit is None else []
     wanted, others = len({r.group for r in requests}), iter(spare)
-    refilled, missing, asked = 0, wanted, list(requests)
-    while asked:
-        new = parts.pool.play(asked, on_done)
-        trajectories += new
+    asked, refilled, missing, wave = list(requests), 0, wanted, list(requests)
+    while wave:
+        new = parts.pool.play(wave, on_done)
+        played += new
         if earned is not None and parts.credit is not None:
-            earned += [parts.credit(request, trajectory) for request, trajectory in zip(asked, new, strict=True)]
-        numbers = [i for i, t in enumerate(trajectories) if is_scored(t)]
-        scored = [trajectories[i] for i in numbers]
+            earned += [parts.credit(request, trajectory) for request, trajectory in zip(wave, new, strict=True)]
+        numbers = [i for i, t in enumerate(played) if is_scored(t)]
+        scored = [played[i] for i in numbers]
         of_turns = None if earned is None else [earned[i] for i in numbers]
         missing = wanted - len(groups_with_signal(scored, advantages_of(scored, algorithm, of_turns) if scored else []))
         groups = list(islice(others, missing))
         refilled += len(groups)
-        asked = [request for group in groups for request in group]
+        wave = [request for group in groups for request in group]
+        asked += wave
     counts = {"refill/played": float(refilled), "refill/missing": float(missing)} if refilled else {}
-    return trajectories, earned, counts
+    return Batch(asked, played, earned, counts, time.monotonic() - begin)
 
 
 def charge_kl(
@@ -298,30 +253,42 @@ def run_grpo(
     budget = Budget(settings.steps, settings.seconds)
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
-    with bar(stage, 1.0) as progress_bar:
+
+    def play(step: int) -> Batch:
+        requests = requests_at(settings, tasks, step, seed, stage)
+        played = 0
+
+        def on_done(_: Trajectory) -> None:
+            nonlocal played
+            played += 1
+            if step == state.step:
+                progress_bar.update(
+                    budget.progress(step, time.monotonic() - begin),
+                    f"step {step + 1}: {played}/{max(played, len(requests))} episodes",
+                )
+
+        return play_groups(parts, requests, algorithm, on_done, spare_groups(tasks, requests, seed, settings.refill))
+
+    def forget(step: int) -> None:
+        store.remove(stage, step)
+        console.print(f"  step {step + 1} was begun and is not trained on")
+
+    ahead = Ahead(play, parts.rollout, first=state.step, end=settings.steps, cancel=lambda: parts.pool.cancel(), forget=forget)
+    with bar(stage, 1.0) as progress_bar, ahead:
         last_step_s, ended = 0.0, time.monotonic()
         # A step that would end far outside the budget is not begun.
         while budget.progress(state.step, time.monotonic() - begin + 0.5 * last_step_s) < 1.0:
-            requests = requests_at(settings, tasks, state.step, seed, stage)
             lr = settings.lr * min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
-            played = 0
-
-            def on_done(_: Trajectory, total: int = len(requests)) -> None:
-                nonlocal played
-                played += 1
-                progress_bar.update(
-                    budget.progress(state.step, time.monotonic() - begin),
-                    f"step {state.step + 1}: {played}/{max(played, total)} episodes",
-                )
-
-            spare = spare_groups(tasks, requests, seed, settings.refill)
-            idle_s = time.monotonic() - ended
-            trajectories, metrics = train_step(parts, requests, settings, algorithm, lr, on_done, spare)
-            metrics["seconds/idle"], ended = idle_s, time.monotonic()
-            store.write(stage, state.step, trajectories)
-            folder.count("grpo_sampled", sum(t.sampled_tokens for t in trajectories))
+            asked = time.monotonic()
+            batch = ahead.take(state.step)
+            metrics = train_on(batch, parts, settings, algorithm, lr, time.monotonic() - asked, ahead.settle)
+            metrics |= {"seconds/idle": asked - ended, "seconds/engines_idle": ahead.idle_s()}
+            ended = time.monotonic()
+            ahead.trained()
+            store.write(stage, state.step, batch.trajectories)
+            folder.count("grpo_sampled", sum(t.sampled_tokens for t in batch.trajectories))
             folder.count("grpo_trained", metrics.get("tokens", 0.0))
-            tracker.log(stage, state.step, metrics, trajectories)
+            tracker.log(stage, state.step, metrics, batch.trajectories)
             last_step_s = metrics["seconds/step"]
             state.step += 1
             state.stage_seconds = time.monotonic() - begin

@@ -72,7 +72,7 @@ class StudySession(Session):
                 if config.algorithm.kl_coef > 0:
                     learner.keep_reference()
                 settings = config.grpo.model_copy(update={"checkpoint_steps": 10**9})
-                parts = Parts(self.pool, learner, self.sync, self.credit())
+                parts = Parts(self.pool, learner, self.sync, self.credit(), config.rollout)
                 tasks = self.tasks.grpo
                 run_grpo(
                     settings, config.algorithm, int(seed) + 1, tasks, parts, self.store, self.folder, self.tracker, stop, stage
