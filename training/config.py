@@ -18,7 +18,7 @@ from rollouts.chat import ChatConfig
 from rollouts.engines.base import EngineConfig
 from rollouts.episode import EpisodeLimits
 from rollouts.prompts import Style
-from training.learner.base import LearnerConfig, LoRAConfig
+from training.learner.base import LearnerConfig, LoRAConfig, why_merged
 from training.loss import PolicyLossConfig
 
 
@@ -70,13 +70,28 @@ class RolloutSection(Section):
 
 
 class LoRASection(Section):
-    """`rank` null trains all weights. `targets` null takes those of the model's file (`model.lora_targets`)."""
+    """`rank` null trains all weights. `targets` null takes those of the model's file (`model.lora_targets`).
+
+    `sync`: engines are given the `adapter` alone, or the model with the adapter in it, `merged`; null is the first where vLLM can.
+    """
 
     rank: int | None = Field(None, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | None = Field(None, min_length=1)
     modules_to_save: list[str] = Field(default_factory=list)
+    sync: Literal["adapter", "merged"] | None = None
+
+    @model_validator(mode="after")
+    def sync_can(self) -> Self:
+        if self.sync == "adapter" and self.why_merged:
+            raise ValueError(f"{self.why_merged}; set learner.lora.sync=merged, or leave it null")
+        return self
+
+    @property
+    def why_merged(self) -> str | None:
+        """Why engines cannot be given the adapter alone; None where they can."""
+        return why_merged(self.rank or 0, self.modules_to_save)
 
 
 class LearnerSection(Section):
@@ -358,7 +373,7 @@ class RunConfig(Section):
         return EpisodeLimits(self.model.max_model_len, e.max_turn_tokens, e.max_steps, e.max_errors, e.max_repeats, e.deadline_s)
 
     def engine(self, model_path: str) -> EngineConfig:
-        r = self.rollout
+        r, lora = self.rollout, self.lora_config()
         return EngineConfig(
             model_path=model_path,
             dtype=self.dtype,
@@ -372,6 +387,7 @@ class RunConfig(Section):
             seed=self.seed,
             structured=r.structured,
             seeded=self.deterministic,
+            lora_rank=lora.rank if lora and lora.sync == "adapter" else None,
         )
 
     def learner_config(self, model_path: str, threads: int | None) -> LearnerConfig:
@@ -402,7 +418,8 @@ class RunConfig(Section):
         if lora.rank is None:
             return None
         targets = tuple(lora.targets or self.model.lora_targets)
-        return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save))
+        sync = lora.sync or ("merged" if lora.why_merged else "adapter")
+        return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save), sync)
 
     @property
     def dtype(self) -> str:

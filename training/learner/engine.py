@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from envs.errors import TaudojoError
+from rollouts.engines.base import ADAPTER_METADATA
 from training.learner import attention
 from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, torch_dtype
 from training.learner.lora import Adapter, Piece, plain_pieces
@@ -309,6 +310,16 @@ class LearnerEngine(ABC):
         assert self.adapter is not None
         for name, full in self._combined(self.adapter.pieces()):
             yield name, full.to("cpu", torch.float32)
+
+    def published(self) -> tuple[Iterator[tuple[str, Tensor]], dict[str, str] | None]:
+        """What engines are given, and the metadata that says what it is. Collective: every rank must iterate.
+
+        An adapter goes in the compute dtype, which is what both sides compute with.
+        """
+        if self.adapter is None or self.adapter.config.sync == "merged":
+            return self.weights(), None
+        adapter = ((name, full.to(self.compute_dtype)) for name, full in self.adapter_weights())
+        return adapter, {ADAPTER_METADATA: self.adapter.description()}
 
     def _combined(self, pieces: Iterator[Piece]) -> Iterator[tuple[str, Tensor]]:
         with torch.no_grad():

@@ -6,6 +6,7 @@ how to combine them once they are gathered. The reference policy is the model wi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Adapter:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         self._model = model
+        self.config = config
 
     def off(self) -> AbstractContextManager[None]:
         """Within the block the model is the base model."""
@@ -98,6 +100,11 @@ class Adapter:
             if parameter.requires_grad:
                 public = name.replace(f".modules_to_save.{ADAPTER}.", ".").replace(f".{ADAPTER}.", ".")
                 yield Piece(PREFIX + public, (parameter,), lambda full: full)
+
+    def description(self) -> str:
+        """What an engine must know beside the weights: the fields of `adapter_config.json` that say how to compute."""
+        c = self.config
+        return json.dumps({"peft_type": "LORA", "r": c.rank, "lora_alpha": c.alpha, "target_modules": list(c.targets)})
 
     def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         """`adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` reads them."""
