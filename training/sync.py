@@ -23,7 +23,10 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.12, "float16": 0.05}
 
 @dataclass(frozen=True)
 class SyncReport:
-    """Seconds of the transfer and of the probe, what was transferred, and the differences in log-probability over the probe's tokens."""
+    """Seconds of the transfer and of the probe, and the differences in log-probability over the probe's tokens.
+
+    `mib`: how much was given to each engine.
+    """
 
     version: int
     transfer_s: float

@@ -4,14 +4,13 @@ The weight path is the part to read. Linear weights are repacked by the CPU back
 through `reload_weights`, which leaves a tied `lm_head` on its old packed copy; `WorkerExtension` packs it again. The
 probe in `training/sync.py` proves the outcome after every sync.
 
-Where LoRA is trained only the adapter comes. It is always adapter number 1, replaced in place, so that an engine needs room for one;
-its name has the weight version in it, and cached prefixes are found by name, so that none outlives its adapter.
+Where LoRA is trained only the adapter comes. It is always adapter number 1, replaced in place, so that an engine needs
+room for one; its name has the version in it, and cached prefixes are found by name, so that none outlives its adapter.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import select
 import shutil
@@ -265,5 +264,4 @@ def _adapter_config(file: str) -> str | None:
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as handle:
-        text = (handle.metadata() or {}).get(ADAPTER_METADATA)
-    return None if text is None else json.dumps(json.loads(text))
+        return (handle.metadata() or {}).get(ADAPTER_METADATA)

@@ -133,7 +133,7 @@ def test_the_adapter_alone_travels_and_is_proven(
     from training.config import LearnerSection, LoRASection
     from training.learner.group import LearnerGroup
 
-    own = config.model_copy(update={"learner": LearnerSection(lora=LoRASection(rank=6))})
+    own = config.model_copy(update={"learner": LearnerSection(lora=LoRASection(rank=6, sync="adapter"))})
     short = replace(world_config, limits=replace(world_config.limits, max_steps=3, max_turn_tokens=32))
     learner = LearnerGroup.start(own.learner_config(str(smollm_path), os.cpu_count()))
     pool = RolloutPool.start(short, own.engine(str(smollm_path)), workers=1, max_concurrent=8)

@@ -1,9 +1,9 @@
 """Attention over a prefix tree as a mask, for what `attention.py` does not do: GPUs, sliding windows, attention sinks, soft caps.
 
-The row is laid out depth first, so what may see a token is one run of rows: from the token to the end of the subtree that hangs on
-its segment. A mask is therefore two comparisons, and which blocks of it are empty, full or mixed follows from each block's least
-and greatest numbers; no `[U, U]` tensor is made. On CUDA the mask goes to FlexAttention, compiled; on a CPU, where FlexAttention
-has no backward pass, the same mask is written out and used densely, which is exact and for small models only.
+The row is laid out depth first, so what may see a token is one run of rows: from the token to the end of the subtree that
+hangs on its segment. A mask is therefore two comparisons, and which blocks of it are empty, full or mixed follows from each
+block's least and greatest numbers; no `[U, U]` tensor is made. On CUDA the mask goes to FlexAttention, compiled; on a CPU,
+where FlexAttention has no backward pass, the same mask is written out and used densely: exact, and for small models only.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def masked_tree_attention(
 ) -> tuple[Tensor, None]:
     """query `[1, heads, U, dim]`, key and value `[1, kv_heads, U, dim]` → `[1, U, heads, dim]`.
 
-    `sliding_window`: a token sees itself and the window − 1 before it on its path. `s_aux` `[heads]`: a score in each softmax that
-    belongs to no token.
+    `sliding_window`: a token sees itself and the window − 1 before it on its path. `s_aux` `[heads]`: a score in each
+    softmax that belongs to no token.
     """
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     compute = _flex if query.device.type == "cuda" else _dense

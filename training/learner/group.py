@@ -6,6 +6,7 @@ metrics = learner.update(samples, SFT, lr=1e-4)
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import socket
@@ -109,7 +110,8 @@ class LearnerWorker:
         weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
         if self.rank == 0:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-            config = self.learner.policy.model.config
+            config = copy.deepcopy(self.learner.policy.model.config)
+            vars(config).pop("quantization_config", None)  # what is written has 16 or 32 bits
             config.dtype = self.learner.compute_dtype
             config.save_pretrained(folder)
             self.learner.policy.model.generation_config.save_pretrained(folder)
@@ -144,7 +146,7 @@ class LearnerGroup:
     @classmethod
     def start(cls, config: LearnerConfig, *, world_size: int = 1, num_gpus: float = 0.0, port: int | None = None) -> LearnerGroup:
         """Raises TaudojoError when the ranks do not come up in time."""
-        if config.lora is not None and (why := why_merged(config.lora.rank, config.lora.modules_to_save)):
+        if config.lora is not None and (why := why_merged(config.lora.rank, config.lora.modules_to_save, config.lora.quantize)):
             log.warning("engines are given the model with the adapter in its weights, at every sync: %s", why)
         bundle = {"GPU": num_gpus} if num_gpus else {"CPU": 1.0}
         group = placement_group([bundle] * world_size, strategy="PACK")
@@ -228,7 +230,7 @@ class LearnerGroup:
         self._all("forget_momentum")
 
     def publish(self) -> Any:
-        """An object reference to safetensors bytes that `RolloutPool.load_weights` takes: weights, or an adapter (`lora.sync`)."""
+        """An object reference to safetensors bytes that `RolloutPool.load_weights` takes; an adapter's if `lora.sync` says so."""
         reference, self.published_bytes = self._all("publish")[0]
         return reference
 
