@@ -18,12 +18,31 @@ from rollouts.chat import ChatConfig
 from rollouts.engines.base import EngineConfig
 from rollouts.episode import EpisodeLimits
 from rollouts.prompts import Style
-from training.learner.base import LearnerConfig, LoRAConfig
+from training.learner.base import LearnerConfig, LoRAConfig, why_merged
 from training.loss import PolicyLossConfig
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShapeSection(Section):
+    """A decoder's sizes, under the names of its config.json, for the memory plan (training/memory.py).
+
+    `experts_mxfp4`: the published experts have 4 bits, and engines play them so; the learner makes them 16.
+    """
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool = False
+    num_local_experts: int = 0
+    num_experts_per_tok: int = 0
+    experts_mxfp4: bool = False
 
 
 class ModelSection(Section):
@@ -35,6 +54,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     lora_targets: list[str] = Field(default_factory=list)
     memory: str = ""
+    shape: ShapeSection | None = None
 
 
 class DataSection(Section):
@@ -80,13 +100,35 @@ class RolloutSection(Section):
 
 
 class LoRASection(Section):
-    """`rank` null trains all weights. `targets` null takes those of the model's file (`model.lora_targets`)."""
+    """`rank` null trains all weights. `targets` null takes those of the model's file (`model.lora_targets`).
+
+    `sync`: engines are given the `adapter` alone, or the model with it in the weights (`merged`); null: the first
+    on GPUs where vLLM can (on a CPU, vLLM plays half as fast with an adapter).
+    `quantize`: the frozen linear layers are kept in 4 bits.
+    """
 
     rank: int | None = Field(None, ge=1)
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | None = Field(None, min_length=1)
     modules_to_save: list[str] = Field(default_factory=list)
+    sync: Literal["adapter", "merged"] | None = None
+    quantize: Literal["4bit"] | None = None
+
+    @model_validator(mode="after")
+    def sync_can(self) -> Self:
+        if self.quantize and self.rank is None:
+            raise ValueError(
+                "learner.lora.quantize keeps frozen weights in 4 bits, and without an adapter none is frozen; set rank"
+            )
+        if self.sync == "adapter" and self.why_merged:
+            raise ValueError(f"{self.why_merged}; set learner.lora.sync=merged, or leave it null")
+        return self
+
+    @property
+    def why_merged(self) -> str | None:
+        """Why engines cannot be given the adapter alone; None where they can."""
+        return why_merged(self.rank or 0, self.modules_to_save, self.quantize)
 
 
 class LearnerSection(Section):
@@ -101,11 +143,17 @@ class LearnerSection(Section):
     logits_chunk: int = Field(512, ge=1)
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
+    liger: bool = False
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def backend_can(self) -> Self:
+        if self.lora.quantize:
+            if self.backend == "deepspeed":
+                raise ValueError("ZeRO would take 4-bit weights apart; learner.lora.quantize needs learner=fsdp")
+            if self.offload_parameters:
+                raise ValueError("4-bit weights stay on the GPU; learner.lora.quantize needs learner.offload_parameters=false")
         if self.backend == "fsdp":
             if self.zero_stage is not None:
                 raise ValueError("learner.zero_stage is DeepSpeed's; set learner=deepspeed, or leave it null")
@@ -395,7 +443,7 @@ class RunConfig(Section):
         return EpisodeLimits(self.model.max_model_len, e.max_turn_tokens, e.max_steps, e.max_errors, e.max_repeats, e.deadline_s)
 
     def engine(self, model_path: str) -> EngineConfig:
-        r = self.rollout
+        r, lora = self.rollout, self.lora_config()
         return EngineConfig(
             model_path=model_path,
             dtype=self.dtype,
@@ -409,6 +457,7 @@ class RunConfig(Section):
             seed=self.seed,
             structured=r.structured,
             seeded=self.deterministic,
+            lora_rank=lora.rank if lora and lora.sync == "adapter" else None,
         )
 
     def learner_config(self, model_path: str, threads: int | None) -> LearnerConfig:
@@ -426,6 +475,7 @@ class RunConfig(Section):
             logits_chunk=c.logits_chunk,
             prefix_tree=c.prefix_tree,
             gradient_checkpointing=c.gradient_checkpointing,
+            liger=c.liger,
             temperature=self.grpo.temperature,
             weight_decay=c.weight_decay,
             max_grad_norm=c.max_grad_norm,
@@ -439,7 +489,9 @@ class RunConfig(Section):
         if lora.rank is None:
             return None
         targets = tuple(lora.targets or self.model.lora_targets)
-        return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save))
+        alone = self.cluster.device == "cuda" and lora.why_merged is None
+        sync = lora.sync or ("adapter" if alone else "merged")
+        return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save), sync, lora.quantize)
 
     @property
     def dtype(self) -> str:

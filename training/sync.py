@@ -23,13 +23,17 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.12, "float16": 0.05}
 
 @dataclass(frozen=True)
 class SyncReport:
-    """Seconds of the transfer and of the probe, and the differences in log-probability over the probe's tokens."""
+    """Seconds of the transfer and of the probe, and the differences in log-probability over the probe's tokens.
+
+    `mib`: how much was given to each engine.
+    """
 
     version: int
     transfer_s: float
     probe_s: float
     mean_gap: float
     max_gap: float
+    mib: float = 0.0
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -37,6 +41,7 @@ class SyncReport:
             "sync/probe_s": self.probe_s,
             "sync/mean_gap": self.mean_gap,
             "sync/max_gap": self.max_gap,
+            "sync/mib": self.mib,
         }
 
 
@@ -50,7 +55,7 @@ class WeightSync:
         self.version = 0
 
     def run(self) -> SyncReport:
-        """Publishes the learner's weights to every engine and proves their arrival.
+        """Publishes the learner's weights, or its adapter, to every engine and proves their arrival.
 
         Raises:
             TaudojoError: an engine's log-probs are not the learner's.
@@ -62,7 +67,8 @@ class WeightSync:
         del reference  # frees a copy of the model in shared memory
         transferred = time.monotonic()
         mean, greatest = self.probe()
-        return SyncReport(self.version, transferred - begin, time.monotonic() - transferred, mean, greatest)
+        mib = self._learner.published_bytes / 2**20
+        return SyncReport(self.version, transferred - begin, time.monotonic() - transferred, mean, greatest, mib)
 
     def probe(self) -> tuple[float, float]:
         """Mean and greatest |Δ log-prob| of the worst engine; raises as `run` does."""

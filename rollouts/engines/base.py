@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+#: Metadata of a safetensors file whose tensors are a LoRA adapter in peft's names: its configuration as JSON.
+ADAPTER_METADATA = "adapter_config"
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -72,6 +75,7 @@ class EngineConfig:
     cores: int | None = None  # CPU only: cores this engine may use; None = all that the process may use
     seed: int = 0
     structured: bool = False  # can obey `SamplingParams.grammar`
+    lora_rank: int | None = None  # adapters of at most this rank are loaded, over weights that stay as they are
     seeded: bool = False  # honour `SamplingParams.seed` (slower sampling on a CPU); False: one generator for the engine
 
 
@@ -90,7 +94,8 @@ class Engine(Protocol):
     async def load_weights(self, file: str, version: int) -> None:
         """Replaces the weights by those in a safetensors file (Hugging Face names) and forgets all keys and values.
 
-        What is being generated stands still meanwhile, keeps its tokens, and goes on with the new weights.
+        What is being generated stands still meanwhile, keeps its tokens, and goes on with the new weights. With
+        `EngineConfig.lora_rank` the file is an adapter (`ADAPTER_METADATA`), and replaces the one before.
         """
 
     async def pause(self) -> None:

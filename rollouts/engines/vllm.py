@@ -9,6 +9,9 @@ new one's, against 1.4e-5; SmolLM2 in float32, one layer × 1.5). A swap costs a
 Linear weights are repacked by the CPU backend after loading, so new weights go through `reload_weights`, which leaves a tied
 `lm_head` on its old packed copy; `WorkerExtension` packs it again. The probe in `training/sync.py` proves the outcome after every
 sync.
+
+Where LoRA is trained only the adapter comes. It is always adapter number 1, replaced in place, so that an engine needs
+room for one; its name has the version in it, and cached prefixes are found by name, so that none outlives its adapter.
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import itertools
 import os
 import select
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.errors import TaudojoError
-from rollouts.engines.base import EngineConfig, EngineFailed, Generation, SamplingParams
+from rollouts.engines.base import ADAPTER_METADATA, EngineConfig, EngineFailed, Generation, SamplingParams
+
+#: Ranks that vLLM has kernels for; room is kept for the next greater one.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 #: A priority before that of any episode: the probe waits for a running turn at most, not for those that queue.
 _FIRST = -(2**31)
@@ -111,6 +118,9 @@ class VLLMEngine:
             if cuda
             else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
         )
+        lora: dict[str, Any] = {}
+        if config.lora_rank is not None:
+            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in LORA_RANKS if r >= config.lora_rank)}
         args = AsyncEngineArgs(
             model=config.model_path,
             dtype=config.dtype,  # type: ignore[arg-type]
@@ -130,6 +140,7 @@ class VLLMEngine:
             scheduling_policy="priority",
             seed=config.seed,
             **memory,
+            **lora,
         )
         try:
             self._llm = AsyncLLM.from_engine_args(args)
@@ -140,6 +151,7 @@ class VLLMEngine:
             ) from error
         self.config = config
         self.weight_version = 0
+        self._adapter: Any = None  # the LoRARequest of every request; None is the model as it was started
         self._ids = itertools.count()
         self._swaps: dict[str, list[tuple[int, int]]] = {}  # request under way → `Generation.swaps`
         self._bound = False
@@ -199,7 +211,10 @@ class VLLMEngine:
             self._swaps[request_id] = swaps
         try:
             final = None
-            async for output in self._llm.generate({"prompt_token_ids": token_ids}, sampling, request_id, priority=priority):
+            outputs = self._llm.generate(
+                {"prompt_token_ids": token_ids}, sampling, request_id, lora_request=self._adapter, priority=priority
+            )
+            async for output in outputs:
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise EngineFailed(f"vLLM failed: {error}") from error
@@ -218,10 +233,17 @@ class VLLMEngine:
     async def load_weights(self, file: str, version: int, *, skip: tuple[str, ...] = ()) -> None:
         if not Path(file).is_file():
             raise TaudojoError(f"weight file {file} is missing")
+        adapter = _adapter_config(file)
+        if (adapter is not None) != (self.config.lora_rank is not None):
+            got, wanted = ("an adapter", "whole weights") if adapter is not None else ("whole weights", "adapters")
+            raise TaudojoError(f"{file} has {got}, and this engine was started for {wanted}; set EngineConfig.lora_rank")
         await self._bind()
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         try:
-            await self._llm.collective_rpc("taudojo_load", args=(file, skip))
+            if adapter is not None:
+                await self._load_adapter(file, adapter, version)
+            else:
+                await self._llm.collective_rpc("taudojo_load", args=(file, skip))
             # By now the tokens from before the pause have reached this process: they left vLLM's before the answer to the load.
             written = self._written()
             for request_id, swaps in self._swaps.items():
@@ -238,6 +260,23 @@ class VLLMEngine:
         states = self._llm.output_processor.request_states.values()
         return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states if state.detokenizer}
 
+    async def _load_adapter(self, file: str, adapter_config: str, version: int) -> None:
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        name = f"policy-{version}"
+        with tempfile.TemporaryDirectory(prefix="taudojo-adapter-") as folder:
+            (Path(folder) / "adapter_model.safetensors").symlink_to(Path(file).absolute())
+            (Path(folder) / "adapter_config.json").write_text(adapter_config)
+            try:
+                await self._llm.add_lora(LoRARequest(name, 1, folder, load_inplace=True))
+            except EngineDeadError as error:
+                raise EngineFailed(f"vLLM failed: {error}") from error
+            except Exception as error:  # vLLM hands on what its worker raised as a plain one
+                reason = str(error).strip().splitlines()[-1]
+                raise TaudojoError(f"vLLM does not take this adapter ({reason}); set learner.lora.sync=merged") from error
+            self._adapter = LoRARequest(name, 1, folder)  # loaded: the folder is not read again
+
     async def pause(self) -> None:
         await self._llm.pause_generation(mode="keep", clear_cache=False)
 
@@ -246,3 +285,11 @@ class VLLMEngine:
 
     async def close(self) -> None:
         self._llm.shutdown()
+
+
+def _adapter_config(file: str) -> str | None:
+    """The configuration of the adapter in a safetensors file, as JSON; None for whole weights."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as handle:
+        return (handle.metadata() or {}).get(ADAPTER_METADATA)

@@ -115,7 +115,7 @@ def test_an_adapter_reaches_the_engine_in_the_merged_weights(
     from training.config import LearnerSection, LoRASection
     from training.learner.group import LearnerGroup
 
-    section = LearnerSection(backend="deepspeed", zero_stage=3, lora=LoRASection(rank=8))
+    section = LearnerSection(backend="deepspeed", zero_stage=3, lora=LoRASection(rank=8, sync="merged"))
     settings = config.model_copy(update={"learner": section}).learner_config(str(smollm_path), os.cpu_count())
     learner = LearnerGroup.start(settings)
     try:
@@ -127,6 +127,50 @@ def test_an_adapter_reaches_the_engine_in_the_merged_weights(
         assert sync.run().mean_gap < 1e-3
     finally:
         learner.close()
+
+
+@pytest.mark.slow
+def test_the_adapter_alone_travels_and_is_proven(
+    cluster: None, config: Any, world_config: Any, smollm_path: Path, gold: list[Sample], task_sets: Any
+):
+    from training.config import LearnerSection, LoRASection
+    from training.learner.group import LearnerGroup
+
+    own = config.model_copy(update={"learner": LearnerSection(lora=LoRASection(rank=6, sync="adapter"))})
+    short = replace(world_config, limits=replace(world_config.limits, max_steps=3, max_turn_tokens=32))
+    learner = LearnerGroup.start(own.learner_config(str(smollm_path), os.cpu_count()))
+    pool = RolloutPool.start(short, own.engine(str(smollm_path)), workers=1, max_concurrent=8)
+    try:
+        sync = WeightSync(learner, pool, [list(s.token_ids[:700]) for s in gold[:2]], "float32")
+        assert sync.probe()[0] < 1e-3  # the base model
+        assert sync.run().mean_gap < 1e-3
+        for _ in range(2):
+            learner.update(gold[:2], None, lr=1e-2)
+            with pytest.raises(TaudojoError, match="does not have the learner's weights"):
+                sync.probe()
+            report = sync.run()
+            assert report.mean_gap < 1e-3
+        # 30 layers: q and o 576×576, k and v 576×192, gate, up and down 576×1536, each with rank × (in + out) float32 numbers.
+        parameters = 30 * 6 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+        assert report.mib == pytest.approx(parameters * 4 / 2**20, rel=0.02)
+
+        request = requests(task_sets, 1, temperature=0.0)
+        cold, warm = (pool.play(request)[0].cached_tokens for _ in range(2))
+        assert warm > cold
+        sync.run()
+        assert pool.play(request)[0].cached_tokens == cold  # nothing of the adapter before
+
+        (trajectory,) = pool.play(requests(task_sets, 1, temperature=1.0))
+        segment = trajectory.segments[0]
+        expected = np.array(learner.logprobs([Sample(segment.token_ids, segment.loss_mask)])[0])[np.array(segment.loss_mask)]
+        assert np.abs(sampled(trajectory)[:, 1] - expected).max() < 1e-3
+        assert {v for _, _, v in segment.versions} == {sync.version}
+
+        with pytest.raises(TaudojoError, match="whole weights, and this engine was started for adapters"):
+            pool.load_weights(stored_weights(smollm_path), version=90)
+    finally:
+        learner.close()
+        pool.close()
 
 
 def test_one_corrupted_tensor_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPool, learner: Any):

@@ -93,6 +93,49 @@ def test_what_deepspeed_cannot_do_is_said_at_start(overrides: list[str], message
         load(["learner=deepspeed", *overrides])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.lora.quantize=4bit"], r"without an adapter none is frozen; set rank"),
+        (
+            ["learner.lora.rank=8", "learner.lora.quantize=4bit", "learner=deepspeed"],
+            r"learner\.lora\.quantize needs learner=fsdp",
+        ),
+        (
+            ["learner.lora.rank=8", "learner.lora.quantize=4bit", "learner.offload_parameters=true"],
+            "4-bit weights stay on the GPU",
+        ),
+        (["learner.lora.rank=8", "learner.lora.quantize=4bit", "learner.lora.sync=adapter"], "set learner.lora.sync=merged"),
+        (["learner.lora.rank=600", "learner.lora.sync=adapter"], "vLLM loads no adapter of a rank above 512"),
+        (
+            ["learner.lora.rank=8", "learner.lora.modules_to_save=[lm_head]", "learner.lora.sync=adapter"],
+            "vLLM loads no adapter with modules_to_save",
+        ),
+    ],
+)
+def test_what_an_adapter_cannot_be_is_said_at_start(overrides: list[str], message: str):
+    with pytest.raises(TaudojoError, match=message):
+        load(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sync"),
+    [
+        ([], "merged"),  # vLLM is slow with an adapter on a CPU
+        (["cluster=gpu"], "adapter"),
+        (["learner.lora.sync=adapter"], "adapter"),
+        (["cluster=gpu", "learner.lora.sync=merged"], "merged"),
+        (["cluster=gpu", "learner.lora.quantize=4bit"], "merged"),
+        (["cluster=gpu", "learner.lora.modules_to_save=[lm_head]"], "merged"),
+    ],
+)
+def test_engines_are_started_for_what_they_will_be_given(overrides: list[str], sync: str):
+    config = load(["learner.lora.rank=8", *overrides])
+    lora = config.learner_config("/m", None).lora
+    assert lora is not None and lora.sync == sync
+    assert config.engine("/m").lora_rank == (8 if sync == "adapter" else None)
+
+
 def test_an_adapter_goes_where_the_model_s_file_says_unless_told_otherwise():
     assert load([]).learner_config("/m", None).lora is None
     chosen = load(["learner=deepspeed", "learner.zero_stage=2", "learner.lora.rank=8"]).learner_config("/m", None)

@@ -31,10 +31,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero2": {"backend": "deepspeed", "zero_stage": 2},
     "zero3": {"backend": "deepspeed", "zero_stage": 3},
     "fsdp_lora": {"backend": "fsdp", "lora": LORA},
+    "fsdp_4bit": {"backend": "fsdp", "lora": replace(LORA, quantize="4bit")},
     "zero3_lora": {"backend": "deepspeed", "zero_stage": 3, "lora": LORA},
 }
 #: Each backend, each stage, and an adapter on both, once with two ranks.
-PAIRED = ("fsdp", "zero2", "fsdp_lora", "zero3_lora")
+PAIRED = ("fsdp", "zero2", "fsdp_lora", "fsdp_4bit", "zero3_lora")
 
 
 def kinds(*quick: str, of: Iterable[str] = KINDS) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,10 +13,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from envs.errors import TaudojoError
+from rollouts.engines.vllm import _adapter_config
 from training.config import AlgorithmSection
 from training.learner import deepspeed, fsdp
 from training.learner.base import LearnerConfig, LoRAConfig, LossInputs, LossOutputs, Sample
@@ -499,6 +502,23 @@ def test_an_adapter_trains_over_weights_in_the_compute_type(make: Make, dtype: s
     assert losses[-1] < losses[0] - 0.05
     assert {str(tensor.dtype) for _, tensor in learner.weights()} == {f"torch.{dtype}"}
     assert {tensor.dtype for _, tensor in learner.adapter_weights()} == {torch.float32}
+
+
+def test_engines_are_given_the_adapter_alone_where_that_is_asked_for(make: Make, tiny_llama: Path, tmp_path: Path):
+    learner = make(lora=replace(LORA, sync="adapter"), dtype="bfloat16")
+    tensors, metadata = learner.published()
+    given = {name: tensor.contiguous() for name, tensor in tensors}
+    assert given.keys() == {name for name, _ in learner.adapter_weights()}
+    assert {tensor.dtype for tensor in given.values()} == {torch.bfloat16}
+    save_file(given, tmp_path / "adapter.safetensors", metadata)
+    described = json.loads(_adapter_config(str(tmp_path / "adapter.safetensors")) or "")
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (4, 8, list(LORA.targets))
+
+    tensors, metadata = make(lora=LORA).published()
+    whole = {name: tensor.contiguous() for name, tensor in tensors}
+    assert metadata is None and whole.keys() == {name for name, _ in hf_model(tiny_llama).named_parameters()}
+    save_file(whole, tmp_path / "weights.safetensors", metadata)
+    assert _adapter_config(str(tmp_path / "weights.safetensors")) is None
 
 
 @fsdp_only

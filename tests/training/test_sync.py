@@ -16,6 +16,8 @@ SCORES = [[0.0, -1.0, -2.0, -3.0], [0.0, -4.0]]
 
 
 class FakeLearner:
+    published_bytes = 2**19
+
     def publish(self) -> str:
         return "weights"
 
@@ -54,7 +56,8 @@ def test_every_sync_is_a_new_version_and_is_probed():
 def test_the_report_is_of_the_worst_engine():
     report = sync(1e-4, -5e-4, 2e-4)[0].run()
     assert (report.mean_gap, report.max_gap) == pytest.approx((5e-4, 5e-4))
-    assert report.metrics().keys() == {"sync/transfer_s", "sync/probe_s", "sync/mean_gap", "sync/max_gap"}
+    assert report.metrics().keys() == {"sync/transfer_s", "sync/probe_s", "sync/mean_gap", "sync/max_gap", "sync/mib"}
+    assert report.mib == 0.5
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

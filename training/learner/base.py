@@ -68,6 +68,9 @@ class LossOutputs:
 #: Of every learner process: large buffers stay with it instead of being returned and faulted in again each step.
 HEAP_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(2 << 30)}
 
+#: The greatest that vLLM has kernels for.
+MAX_ADAPTER_RANK = 512
+
 LossFn = Callable[[LossInputs], LossOutputs]
 
 
@@ -75,7 +78,8 @@ LossFn = Callable[[LossInputs], LossOutputs]
 class LoRAConfig:
     """Low-rank adapters (Hu et al. 2021): W + `alpha`/`rank` · B A on the linear layers that end in one of `targets`.
 
-    `modules_to_save` are modules that are trained whole and stored with the adapter.
+    `modules_to_save` are modules that are trained whole and stored with the adapter. `sync` is what engines are given: the
+    adapter alone, or the model with the adapter in its weights. `quantize` keeps the frozen linear layers in 4 bits (QLoRA).
     """
 
     rank: int
@@ -83,6 +87,19 @@ class LoRAConfig:
     targets: tuple[str, ...]
     dropout: float = 0.0
     modules_to_save: tuple[str, ...] = ()
+    sync: Literal["adapter", "merged"] = "merged"
+    quantize: Literal["4bit"] | None = None
+
+
+def why_merged(rank: int, modules_to_save: Sequence[str], quantize: str | None) -> str | None:
+    """Why engines cannot be given an adapter alone; None where they can."""
+    if modules_to_save:
+        return "vLLM loads no adapter with modules_to_save"
+    if rank > MAX_ADAPTER_RANK:
+        return f"vLLM loads no adapter of a rank above {MAX_ADAPTER_RANK}"
+    if quantize is not None:
+        return "an adapter over 4-bit weights belongs to those, and the engine has the model's own"
+    return None
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class LearnerConfig:
     logits_chunk: int = 512  # rows of logits in memory at once
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
+    liger: bool = False  # Liger's kernels, on a GPU
     lora: LoRAConfig | None = None
     zero_stage: Literal[2, 3] = 3
     offload_optimizer: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from envs.errors import TaudojoError
-from training.learner import attention
+from rollouts.engines.base import ADAPTER_METADATA
 from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, torch_dtype
+from training.learner.loading import load_model, recurrent
 from training.learner.lora import Adapter, Piece, plain_pieces
 from training.learner.policy import Policy, loss_positions
 from training.learner.randomness import random_state, seed_everything, set_random_state
 from training.learner.rowwise import use_rowwise
 from training.learner.tree import build_tree, pack
+
+log = logging.getLogger(__name__)
 
 #: A trim takes 0.1 s and what comes next faults the pages in again.
 BATCHES_PER_TRIM = 4
@@ -57,16 +60,12 @@ class LearnerEngine(ABC):
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         seed_everything(config.seed)
-        attention.register()
-        # What is frozen needs no float32 master.
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model_path,
-            dtype=torch.float32 if config.lora is None else self.compute_dtype,
-            attn_implementation=attention.NAME,
-            low_cpu_mem_usage=True,
-        ).to(self.device)
+        model = self._load()
         if self.device.type == "cpu":
             use_rowwise(model)
+        self.alone = recurrent(model)
+        if self.alone:
+            log.warning("%s has recurrent layers: every sample is computed by itself, without a tree", type(model).__name__)
         self.adapter = Adapter(model, config.lora) if config.lora else None
         model.train()
         if config.gradient_checkpointing:
@@ -74,6 +73,10 @@ class LearnerEngine(ABC):
         self._kept: list[Tensor] = []
         self._batches = 0
         self._build(Policy(model, config.logits_chunk, config.temperature))
+
+    def _load(self) -> Any:
+        """The model, on the learner's device."""
+        return load_model(self.config)
 
     # -- what a backend is
 
@@ -156,9 +159,8 @@ class LearnerEngine(ABC):
         """Log-probability of each token given those before it; index 0 is 0.0. The loss mask is ignored; there is no dropout."""
         out: list[list[float]] = [[] for _ in batch]
         everything = [Sample(s.token_ids, [True] * len(s.token_ids)) for s in batch]
-        plan = pack([s.token_ids for s in everything], self.config.micro_batch_tokens, self.config.prefix_tree)
         self.policy.eval()
-        for numbers in self._equalised(plan):
+        for numbers in self._plan(everything):
             samples = [everything[i] for i in numbers] or [_dummy()]
             rows, _, _ = self._predict(samples)
             for i, row in zip(numbers, rows, strict=False):
@@ -170,12 +172,13 @@ class LearnerEngine(ABC):
     def _micro_batches(self, batch: Sequence[Sample]) -> Iterator[list[Sample]]:
         """Runs of samples within the token budget; the same number on every rank, filled up with samples without loss."""
         trainable = [s for s in batch if s.loss_tokens > 0]
-        plan = pack([s.token_ids for s in trainable], self.config.micro_batch_tokens, self.config.prefix_tree)
-        for numbers in self._equalised(plan):
+        for numbers in self._plan(trainable):
             yield [trainable[i] for i in numbers] or [_dummy()]
 
-    def _equalised(self, plan: list[list[int]]) -> list[list[int]]:
-        """Collectives need every rank to run equally often."""
+    def _plan(self, batch: Sequence[Sample]) -> list[list[int]]:
+        """The samples of each micro-batch, by number; empty ones at the end, since collectives need every rank equally often."""
+        budget, share = (1, False) if self.alone else (self.config.micro_batch_tokens, self.config.prefix_tree)
+        plan = pack([s.token_ids for s in batch], budget, share)
         most = int(self._all_max(len(plan)))
         return plan + [[] for _ in range(most - len(plan))]
 
@@ -313,6 +316,16 @@ class LearnerEngine(ABC):
         for name, full in self._combined(self.adapter.pieces()):
             yield name, full.to("cpu", torch.float32)
 
+    def published(self) -> tuple[Iterator[tuple[str, Tensor]], dict[str, str] | None]:
+        """What engines are given, and the metadata that says what it is. Collective: every rank must iterate.
+
+        An adapter goes in the compute dtype, which is what both sides compute with.
+        """
+        if self.adapter is None or self.adapter.config.sync == "merged":
+            return self.weights(), None
+        adapter = ((name, full.to(self.compute_dtype)) for name, full in self.adapter_weights())
+        return adapter, {ADAPTER_METADATA: self.adapter.description()}
+
     def _combined(self, pieces: Iterator[Piece]) -> Iterator[tuple[str, Tensor]]:
         with torch.no_grad():
             for piece in pieces:
@@ -354,11 +367,14 @@ class LearnerEngine(ABC):
     def _kind(self) -> dict[str, Any]:
         """What a checkpoint depends on, under the names of the configuration."""
         c = self.config
-        lora = c.lora and {
-            "rank": c.lora.rank,
-            "targets": sorted(c.lora.targets),
-            "modules_to_save": sorted(c.lora.modules_to_save),
-        }
+        lora: dict[str, Any] | None = None
+        if c.lora is not None:
+            lora = {
+                "rank": c.lora.rank,
+                "targets": sorted(c.lora.targets),
+                "modules_to_save": sorted(c.lora.modules_to_save),
+            }
+            lora |= {"quantize": c.lora.quantize} if c.lora.quantize else {}
         return {"backend": c.backend, "zero_stage": c.zero_stage if c.backend == "deepspeed" else None, "lora": lora}
 
 

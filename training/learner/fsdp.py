@@ -19,19 +19,45 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from training.learner.engine import LearnerEngine, make_optimizer
+from training.learner.loading import load_model, quantized, receive
+from training.learner.lora import is_four_bits
 from training.learner.policy import Policy
 
 
 class FSDPLearner(LearnerEngine):
     """One rank under FSDP2."""
 
+    @property
+    def _hands_on(self) -> bool:
+        """Whether rank 0 gives the others their shards. Weights in 4 bits are not sharded: each rank makes its own."""
+        return self.world_size > 1 and not quantized(self.config)
+
+    def _load(self) -> Any:
+        if not self._hands_on:
+            return load_model(self.config)
+        return load_model(self.config, whole=self.rank == 0, device="cpu")
+
     def _build(self, policy: Policy) -> None:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         precision = MixedPrecisionPolicy(param_dtype=self.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.config.offload_parameters else OffloadPolicy()
+        whole = {p for p in policy.parameters() if is_four_bits(p)}
+
+        def shard(module: nn.Module, reshard_after_forward: bool) -> Any:
+            if self._hands_on:
+                receive(module, self.device, self.compute_dtype)
+            return fully_shard(
+                module,
+                mesh=mesh,
+                mp_policy=precision,
+                offload_policy=offload,
+                reshard_after_forward=reshard_after_forward,
+                ignored_params=whole,
+            )
+
         for layer in policy.model.base_model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=self.world_size > 1)
-        self.policy = fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
+            shard(layer, reshard_after_forward=self.world_size > 1)
+        self.policy = shard(policy, reshard_after_forward=False)
         self.forward = self.policy
         self.optimizer = make_optimizer(self.config, self._trained())
 

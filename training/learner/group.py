@@ -6,6 +6,8 @@ metrics = learner.update(samples, SFT, lr=1e-4)
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import socket
 import time
@@ -22,11 +24,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from envs.errors import TaudojoError
 from envs.identity import ensure_own_packages
 from rollouts.scheduler import get
-from training.learner.base import HEAP_ENVIRONMENT, LearnerConfig, Sample
+from training.learner.base import HEAP_ENVIRONMENT, LearnerConfig, Sample, why_merged
 from training.loss import PolicyLossConfig, policy_loss, sft_loss
 
 if TYPE_CHECKING:
     from training.learner.engine import LearnerEngine
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 300.0
 #: What a batch is trained with: None is the SFT loss.
@@ -79,15 +83,19 @@ class LearnerWorker:
     def forget_momentum(self) -> None:
         self.learner.forget_momentum()
 
-    def publish(self) -> Any:
-        """Rank 0 returns a reference to the weights as safetensors bytes in Ray's shared memory; the others None."""
+    def publish(self) -> tuple[Any, int] | None:
+        """Rank 0 returns a reference to safetensors bytes in Ray's shared memory, and how many they are; the others None."""
         from safetensors.torch import save
 
         from training.learner.engine import return_free_memory
 
         return_free_memory()  # the engines work next, and want the room
-        weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
-        return ray.put(np.frombuffer(save(weights), dtype=np.uint8)) if self.rank == 0 else None
+        published, metadata = self.learner.published()
+        weights = {name: tensor.contiguous() for name, tensor in published}
+        if self.rank != 0:
+            return None
+        data = np.frombuffer(save(weights, metadata), dtype=np.uint8)
+        return ray.put(data), data.nbytes
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         self.learner.save(folder, state)
@@ -102,7 +110,8 @@ class LearnerWorker:
         weights = {name: tensor.contiguous() for name, tensor in self.learner.weights()}
         if self.rank == 0:
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-            config = self.learner.policy.model.config
+            config = copy.deepcopy(self.learner.policy.model.config)
+            vars(config).pop("quantization_config", None)  # what is written has 16 or 32 bits
             config.dtype = self.learner.compute_dtype
             config.save_pretrained(folder)
             self.learner.policy.model.generation_config.save_pretrained(folder)
@@ -132,10 +141,13 @@ class LearnerGroup:
     def __init__(self, workers: Sequence[Any], group: Any) -> None:
         self._workers = list(workers)
         self._group = group
+        self.published_bytes = 0  # of the last `publish`
 
     @classmethod
     def start(cls, config: LearnerConfig, *, world_size: int = 1, num_gpus: float = 0.0, port: int | None = None) -> LearnerGroup:
         """Raises TaudojoError when the ranks do not come up in time."""
+        if config.lora is not None and (why := why_merged(config.lora.rank, config.lora.modules_to_save, config.lora.quantize)):
+            log.warning("engines are given the model with the adapter in its weights, at every sync: %s", why)
         bundle = {"GPU": num_gpus} if num_gpus else {"CPU": 1.0}
         group = placement_group([bundle] * world_size, strategy="PACK")
         if not group.wait(START_TIMEOUT_S):
@@ -218,8 +230,9 @@ class LearnerGroup:
         self._all("forget_momentum")
 
     def publish(self) -> Any:
-        """An object reference to the weights (safetensors bytes) that `RolloutPool.load_weights` takes."""
-        return self._all("publish")[0]
+        """An object reference to safetensors bytes that `RolloutPool.load_weights` takes; an adapter's if `lora.sync` says so."""
+        reference, self.published_bytes = self._all("publish")[0]
+        return reference
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         self._all("save", folder, dict(state))

@@ -6,6 +6,7 @@ how to combine them once they are gathered. The reference policy is the model wi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from envs.errors import TaudojoError
@@ -46,6 +47,18 @@ def merged(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
     return weight.float().addmm(up.float(), down.float(), alpha=scaling)
 
 
+def is_four_bits(parameter: nn.Parameter) -> bool:
+    """Whether bitsandbytes packed it."""
+    return getattr(parameter, "quant_state", None) is not None
+
+
+def _four_bits_piece(name: str, parameter: nn.Parameter) -> Piece:
+    """A packed weight, which is whole on every rank, as numbers again."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return Piece(name, (), lambda: dequantize_4bit(parameter.data, parameter.quant_state))
+
+
 class Adapter:
     """Puts LoRA layers into `model`, in place, and freezes everything else; what is trained is float32.
 
@@ -70,6 +83,7 @@ class Adapter:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         self._model = model
+        self.config = config
 
     def off(self) -> AbstractContextManager[None]:
         """Within the block the model is the base model."""
@@ -77,7 +91,7 @@ class Adapter:
 
     def merged_pieces(self) -> Iterator[Piece]:
         """The model's weights with the adapter in them, under Hugging Face's names."""
-        layers = {name: module for name, module in self._model.named_modules() if isinstance(module, LoraLinear)}
+        layers = {name: module for name, module in self._model.named_modules() if isinstance(module, LoraLayer)}
         for piece in plain_pieces(self._model):
             name, parameter = piece.name, piece.parameters[0]
             owner, kind = name.rsplit(".", 1)
@@ -85,12 +99,15 @@ class Adapter:
                 continue
             layer = layers.get(owner.removesuffix(".base_layer"))
             public = name.replace(".base_layer.", ".").replace(f".modules_to_save.{ADAPTER}.", ".")
+            base = _four_bits_piece(public, parameter) if is_four_bits(parameter) else Piece(public, (parameter,), piece.combine)
             if layer is None or kind != "weight":
-                yield Piece(public, (parameter,), piece.combine)
+                yield base
             else:
                 scaling = layer.scaling[ADAPTER]
                 down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                yield Piece(public, (parameter, down, up), lambda w, a, b, s=scaling: merged(w, a, b, s))
+                yield Piece(
+                    public, (down, up, *base.parameters), lambda a, b, *w, s=scaling, c=base.combine: merged(c(*w), a, b, s)
+                )
 
     def pieces(self) -> Iterator[Piece]:
         """What is trained, under the names of peft's adapter file."""
@@ -98,6 +115,11 @@ class Adapter:
             if parameter.requires_grad:
                 public = name.replace(f".modules_to_save.{ADAPTER}.", ".").replace(f".{ADAPTER}.", ".")
                 yield Piece(PREFIX + public, (parameter,), lambda full: full)
+
+    def description(self) -> str:
+        """What an engine must know beside the weights: the fields of `adapter_config.json` that say how to compute."""
+        c = self.config
+        return json.dumps({"peft_type": "LORA", "r": c.rank, "lora_alpha": c.alpha, "target_modules": list(c.targets)})
 
     def write(self, weights: dict[str, Tensor], folder: Path) -> None:
         """`adapter_model.safetensors` and `adapter_config.json`, as `PeftModel.from_pretrained` reads them."""

@@ -10,9 +10,10 @@ Only prefixes of whole trajectories are merged, therefore every number is the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,22 @@ class PrefixTree:
     positions_U: np.ndarray
     segments: tuple[Segment, ...]
     rows: tuple[np.ndarray, ...]
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def derived(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What an attention kernel makes of the tree, made once for all layers."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
+
+    @cached_property
+    def ends_U(self) -> np.ndarray:
+        """For each row the end of the subtree below its segment: exactly the rows from itself up to there see it."""
+        ends = [segment.stop for segment in self.segments]
+        for segment in self.segments:
+            for above in segment.ancestors:
+                ends[above] = max(ends[above], segment.stop)
+        return np.repeat(ends, [segment.stop - segment.start for segment in self.segments])
 
     @cached_property
     def visible_pairs(self) -> int:
