@@ -256,7 +256,7 @@ def test_every_model_config_has_the_same_keys_a_valid_chat_and_a_known_parser():
     configs = [yaml.safe_load(path.read_text()) | {"file": path.stem} for path in sorted(MODELS.glob("*.yaml"))]
     assert len(configs) >= 8
     for config in configs:
-        assert config.keys() == configs[0].keys()
+        assert config.keys() - {"shape"} == configs[0].keys() - {"shape"}  # for the memory plan of those that have recipes
         assert config["name"] == config["file"]
         assert set(config["chat"]) == set(ChatConfig.model_fields)
         ChatConfig(**config["chat"])

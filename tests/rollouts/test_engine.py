@@ -97,6 +97,7 @@ def test_log_probs_equal_hugging_face_s(pool: RolloutPool, gold: list[Sample], s
         assert np.abs(np.array(row[1:]) - expected).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_an_update_is_a_gap_until_it_is_synced(sync: WeightSync, learner: Any, gold: list[Sample]):
     before = sync.probe()
     assert before[0] < 1e-3

@@ -230,6 +230,7 @@ def test_a_killed_rank_is_an_error_and_not_a_wait(start: Start, kind: str):
     assert time.monotonic() - begin < COLLECTIVE_TIMEOUT_S
 
 
+@pytest.mark.slow
 def test_a_wrong_target_is_one_sentence_from_every_rank(start: Start):
     with pytest.raises(TaudojoError, match=r"learner\.lora\.targets: q_prj is no linear layer") as caught:
         start(2, lora=replace(LORA, targets=("q_prj",)))

@@ -272,6 +272,7 @@ def test_a_mode_changes_when_episodes_are_played_not_what_is_played(pool: Rollou
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_an_async_run_nothing_but_time(
     start: Callable[[], RolloutPool], play: Callable[..., int], folder: RunFolder, expected: Any
 ):
