@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from envs.errors import TaudojoError
 from training.learner.base import LoRAConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER = "default"
 #: Where peft puts the model inside its own.
@@ -67,6 +68,8 @@ class Adapter:
     """
 
     def __init__(self, model: Any, config: LoRAConfig) -> None:
+        from peft import LoraConfig, get_peft_model  # seconds of imports that full training has no use for
+
         check_names(model, config)
         self._peft: PeftModel = get_peft_model(
             model,
@@ -91,6 +94,8 @@ class Adapter:
 
     def merged_pieces(self) -> Iterator[Piece]:
         """The model's weights with the adapter in them, under Hugging Face's names."""
+        from peft.tuners.lora import LoraLayer
+
         layers = {name: module for name, module in self._model.named_modules() if isinstance(module, LoraLayer)}
         for piece in plain_pieces(self._model):
             name, parameter = piece.name, piece.parameters[0]

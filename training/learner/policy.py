@@ -74,16 +74,16 @@ class _LogProbs(torch.autograd.Function):
                 weighted[rows] = shrink * (weighted[rows] + total[rows] * rise) + (logits.mul_(exponentials)).sum(-1)
                 total[rows] = shrink * total[rows] + exponentials.sum(-1)
                 highest[rows] = top
-        normaliser = highest + total.log()
-        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, normaliser)
+        # Kept apart: their sum would round a confident token's 1 − p away.
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, highest, total)
         ctx.temperature, ctx.chunk = temperature, chunk
         entropy = total.log() - weighted / total
         ctx.mark_non_differentiable(entropy)
-        return of_target - normaliser, entropy
+        return of_target - highest - total.log(), entropy
 
     @staticmethod
     def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_PD, weight_VD, bias_V, targets_P, normaliser_P = ctx.saved_tensors
+        hidden_PD, weight_VD, bias_V, targets_P, highest_P, total_P = ctx.saved_tensors
         grad_hidden = torch.zeros(hidden_PD.shape, dtype=torch.float32, device=hidden_PD.device)
         _, head_is_trained, bias_is_trained, *_ = ctx.needs_input_grad
         grad_weight = torch.empty_like(weight_VD) if head_is_trained else None
@@ -95,7 +95,7 @@ class _LogProbs(torch.autograd.Function):
                 rows = slice(start, start + ctx.chunk)
                 hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
                 logits = _logits(hidden, weight, None if bias_V is None else bias_V[columns], ctx.temperature)
-                grad_logits = logits.sub_(normaliser_P[rows, None]).exp_().mul_(-grad)
+                grad_logits = logits.sub_(highest_P[rows, None]).exp_().mul_(-grad / total_P[rows, None])
                 column, inside = _within(targets_P[rows], columns)
                 grad_logits.scatter_add_(1, column, grad * inside[:, None])
                 grad_logits = grad_logits.to(hidden.dtype)
