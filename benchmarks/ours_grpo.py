@@ -7,7 +7,6 @@ apart from the rollout.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,13 +19,10 @@ from benchmarks.workload import Figures, StepFigures, Workload, describe, side_m
 from envs.data import DataSource, open_source
 from envs.domain import load_domain
 from rollouts.gold import gold_trajectories
-from rollouts.scheduler import RolloutPool
 from rollouts.trajectory import EpisodeRequest, Trajectory
-from rollouts.worker import WorldConfig, build_world
-from training.config import RunConfig
-from training.learner.group import LearnerGroup
+from rollouts.worker import build_world
 from training.stages.grpo import Parts, train_step
-from training.startup import start_ray, world_config
+from training.startup import start_learner, start_pool, start_ray, world_config
 from training.sync import WeightSync
 
 MODE = "vllm"
@@ -61,37 +57,16 @@ def run(workload: Workload) -> Figures:
 @contextmanager
 def started_parts(workload: Workload, source: DataSource, requests: Sequence[EpisodeRequest]) -> Iterator[Parts]:
     """Ray, the rollout workers and the learner, all at the checkpoint; `requests` give the probe its tasks."""
-    config, cluster = workload.config, workload.config.cluster
-    threads = max(1, (os.cpu_count() or 1) // cluster.learner_world_size) if cluster.device == "cpu" else None
+    config = workload.config
     world = world_config(config, workload.model_path, source)
     with ExitStack() as closers:
         start_ray(config)
         closers.callback(ray.shutdown)
-        pool = start_pool(config, workload.model_path, world)
-        closers.callback(pool.close)
-        learner = LearnerGroup.start(
-            config.learner_config(workload.model_path, threads),
-            world_size=cluster.learner_world_size,
-            num_gpus=cluster.gpus_per_learner,
-            port=cluster.rendezvous_port,
-        )
-        closers.callback(learner.close)
+        pool = start_pool(config, workload.model_path, world, closers)
+        learner = start_learner(config, workload.model_path, closers)
         gold = gold_trajectories(build_world(world), [request.task for request in requests[:1]])
         probe = [segment.token_ids[:700] for trajectory in gold for segment in trajectory.segments[:1]]
         yield Parts(pool, learner, WeightSync(learner, pool, probe, config.dtype))
-
-
-def start_pool(config: RunConfig, model_path: str, world: WorldConfig) -> RolloutPool:
-    """The rollout workers with the checkpoint in their engines."""
-    cluster = config.cluster
-    return RolloutPool.start(
-        world,
-        config.engine(model_path),
-        workers=cluster.rollout_workers,
-        max_concurrent=config.rollout.max_concurrent,
-        num_gpus=cluster.gpus_per_rollout_worker,
-        lockstep=config.deterministic,
-    )
 
 
 def warm_up(parts: Parts, requests: Sequence[EpisodeRequest]) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from benchmarks.ours_grpo import start_pool
 from benchmarks.process import job_main, say
 from benchmarks.workload import Workload
 from envs.data import open_source
 from envs.domain import load_domain
 from rollouts.trajectory import Trajectory
-from training.startup import start_ray, world_config
+from training.startup import start_pool, start_ray, world_config
 
 
 def run(job: dict[str, Any]) -> Mapping[str, Any]:
@@ -32,15 +32,11 @@ def run(job: dict[str, Any]) -> Mapping[str, Any]:
         if played % 6 == 0 or played == len(requests):
             say(f"sampling: {played}/{len(requests)} episodes")
 
-    start_ray(config)
-    try:
-        pool = start_pool(config, workload.model_path, world_config(config, workload.model_path, source))
-        try:
-            trajectories = pool.play(requests, on_done)
-        finally:
-            pool.close()
-    finally:
-        ray.shutdown()
+    with ExitStack() as closers:
+        start_ray(config)
+        closers.callback(ray.shutdown)
+        pool = start_pool(config, workload.model_path, world_config(config, workload.model_path, source), closers)
+        trajectories = pool.play(requests, on_done)
     lines = [json.dumps(trajectory.to_json(), ensure_ascii=False) for trajectory in trajectories]
     Path(job["file"]).write_text("\n".join(lines) + "\n")
     return {"episodes": len(trajectories)}

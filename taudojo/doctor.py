@@ -28,6 +28,8 @@ from envs.paths import cache_dir
 GIB = 1024**3
 #: A laptop run: 2 GiB of KV cache, 1 GiB of Ray object store, 6 GiB for the learner.
 MEMORY_PLAN = 9 * GIB
+RUN_DISK = 6 * GIB  # the main run keeps two checkpoints of 1.7 GB, writes a third, and leaves two models
+CACHE_DISK = GIB
 #: From PyPI these are CUDA builds; beside CPU torch they break imports of other packages.
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 
@@ -53,7 +55,7 @@ def run_checks(network: bool = False) -> list[Check]:
         check_gpu(gpu_names),
         check_cores(),
         check_memory(*memory()),
-        check_disk(Path.cwd(), "disk: outputs"),
+        check_disk(Path.cwd(), "disk: outputs", RUN_DISK, "a run's checkpoints and models"),
         check_cache(cache_dir()),
         check_shared_memory(Path("/dev/shm")),
         check_ray_folder(Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))),
@@ -165,13 +167,13 @@ def memory() -> tuple[int, int]:
     return total, available
 
 
-def check_disk(folder: Path, name: str) -> Check:
+def check_disk(folder: Path, name: str, need: int, purpose: str) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / GIB:.1f} GiB free at {folder}"
-    if free < 2 * GIB:
-        return Check(name, "fail", found, "a run writes up to 2 GiB of checkpoints and models: free some space")
-    if free < 8 * GIB:
-        return Check(name, "warn", found, "a few runs will fill it: free some space, or remove old runs from outputs/")
+    if free < need:
+        return Check(name, "fail", found, f"{purpose} take up to {need // GIB} GiB: free some space")
+    if free < 2 * need:
+        return Check(name, "warn", found, f"{purpose} take up to {need // GIB} GiB each time: free some space")
     return Check(name, "ok", found)
 
 
@@ -187,7 +189,7 @@ def check_cache(folder: Path) -> Check:
             f"{folder}: {error.strerror}",
             "models and data are kept there; set TAUDOJO_CACHE to a folder you may write",
         )
-    return check_disk(folder, "cache")
+    return check_disk(folder, "cache", CACHE_DISK, "the model and τ²'s data")
 
 
 def check_shared_memory(folder: Path) -> Check:

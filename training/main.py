@@ -121,7 +121,7 @@ class Session:
         self.source = source
         begin = time.monotonic() - state.seconds.get("total", 0.0)
         with folder.timed("setup"):
-            check_resources(config, self.model_path)
+            check_resources(config, self.model_path, folder.path)
             from training.tasks import choose_tasks
 
             domain = load_domain(config.env.domain, source)

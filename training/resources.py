@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -25,13 +26,18 @@ _LEARNER_BYTES = 18
 _LORA_BYTES = 8
 #: Per token, layer and hidden unit: what the backward pass needs of a decoder layer.
 _ACTIVATION_BYTES = 60
-_DISK_GB = 5
+#: Per trained parameter in a checkpoint: fp32 weights, two Adam moments, and a tied head once more (SmolLM2-135M: 12.9).
+_CHECKPOINT_BYTES = 13
+#: Per parameter of a model for users, and how many a run leaves: after SFT and at its end.
+_MODEL_BYTES, _MODELS = 2, 2
+#: Trajectories, logs, and what other programs write meanwhile.
+_OTHER_FILES_GB = 0.5
 #: Of the memory that is needed: with less the run would be killed or swap. Not every process is at its peak at once.
 _LEAST = 0.75
 
 
-def check_resources(config: RunConfig, model_path: str) -> None:
-    """Raises TaudojoError where memory or disk will not do."""
+def check_resources(config: RunConfig, model_path: str, run_folder: Path) -> None:
+    """Raises TaudojoError where memory or disk will not do. What a resumed run has written already needs no more room."""
     if config.cluster.address is None and config.cluster.device == "cpu":
         plan = memory_plan(config, model_path)
         need, free = sum(plan.values()), psutil.virtual_memory().available / GIB
@@ -41,21 +47,31 @@ def check_resources(config: RunConfig, model_path: str) -> None:
                 f"too little memory: the run needs about {need:.1f} GiB ({detail}) and {free:.1f} GiB are free; "
                 "close other programs, or lower rollout.kv_cache_gib or learner.micro_batch_tokens"
             )
-    free_disk = shutil.disk_usage(config.output_dir if Path(config.output_dir).exists() else ".").free / 1e9
-    if free_disk < _DISK_GB:
+    written = sum(file.stat().st_size for file in run_folder.rglob("*") if file.is_file()) / 1e9
+    need, free = disk_plan_gb(config, model_path) - written, shutil.disk_usage(run_folder).free / 1e9
+    if free < need:
         raise TaudojoError(
-            f"too little disk: checkpoints need about {_DISK_GB} GB and {free_disk:.1f} GB are free in {config.output_dir}; "
+            f"too little disk: checkpoints and models need about {need:.1f} GB, {free:.1f} GB are free in {config.output_dir}; "
             "make room or set output_dir"
         )
+
+
+def disk_plan_gb(config: RunConfig, model_path: str) -> float:
+    """GB that the run's folder takes at most: its checkpoints with the one being written, and its models."""
+    stages = [config.sft, config.rft, config.grpo]
+    starting_points = sum(stage.enabled for stage in stages[:2])
+    checkpoints = starting_points + config.checkpoints.keep + (config.checkpoints.best is not None) + 1
+    each = _CHECKPOINT_BYTES if config.learner.lora.rank is None else 0  # an adapter's is small
+    parameters = _count_parameters(Path(model_path))
+    return parameters * (checkpoints * each + _MODELS * _MODEL_BYTES) / 1e9 + _OTHER_FILES_GB
 
 
 def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     """GiB by purpose, of a run without a GPU."""
     folder = Path(model_path)
-    shape = json.loads((folder / "config.json").read_text())
-    shape = shape.get("text_config", shape)
-    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    parameters = weights / (4 if shape.get("dtype", shape.get("torch_dtype")) == "float32" else 2)
+    shape = _shape(folder)
+    weights = _weight_bytes(folder)
+    parameters = _count_parameters(folder)
     # A small batch does not fill a micro-batch.
     episodes = max(config.sft.batch_size, config.grpo.tasks_per_step * config.grpo.samples_per_task)
     tokens = min(config.learner.micro_batch_tokens, episodes * config.model.max_model_len)
@@ -67,3 +83,17 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
         "learner": (parameters * bytes_each + units * _ACTIVATION_BYTES) / GIB + 1.0,
         "processes and engine": _PROCESSES_GIB + 2 * weights / GIB,
     }
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    shape = json.loads((folder / "config.json").read_text())
+    return shape.get("text_config", shape)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _count_parameters(folder: Path) -> float:
+    shape = _shape(folder)
+    return _weight_bytes(folder) / (4 if shape.get("dtype", shape.get("torch_dtype")) == "float32" else 2)

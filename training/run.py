@@ -127,7 +127,6 @@ class RunFolder:
         """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep`, the best, and the stages' ends."""
         final = self.path / f"checkpoint-{name.replace('/', '-')}"
         partial = self.path / f".{final.name}.partial"
-        need = 2.2e9
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -137,7 +136,7 @@ class RunFolder:
             free = shutil.disk_usage(self.path).free
             shutil.rmtree(partial, ignore_errors=True)
             raise TaudojoError(
-                f"checkpoint {final} could not be written ({error}; {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB needed); "
+                f"checkpoint {final} could not be written ({error}; {free / 1e9:.1f} GB free); "
                 f"make room and go on with resume={self.path}"
             ) from error
         shutil.rmtree(final, ignore_errors=True)

@@ -41,7 +41,7 @@ def test_a_cache_folder_that_is_a_file_fails_and_names_the_variable(tmp_path: Pa
 def test_a_disk_without_room_for_a_run_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = doctor.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=GIB))
-    assert doctor.check_disk(tmp_path, "disk").status == "fail"
+    assert doctor.check_disk(tmp_path, "disk", 2 * GIB, "models").status == "fail"
 
 
 def test_a_missing_shared_memory_folder_warns(tmp_path: Path):

@@ -99,7 +99,7 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(
 def test_too_little_disk_is_one_sentence(in_process: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
     assert main(SMOKE) == 2
-    assert "too little disk: checkpoints need about 5 GB and 3.0 GB are free in outputs; make room" in sentence(capsys)
+    assert "checkpoints and models need about 6.3 GB, 3.0 GB are free in outputs; make room" in sentence(capsys)
 
 
 @pytest.mark.parametrize("number", [28, 122])

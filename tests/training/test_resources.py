@@ -1,14 +1,17 @@
-"""The memory plan: measured for the laptop's model, scaled for others."""
+"""The plans of memory and disk: measured for the laptop's model, scaled for others."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from envs.errors import TaudojoError
 from training.config import load
-from training.resources import memory_plan
+from training.resources import check_resources, disk_plan_gb, memory_plan
 
 
 def plan(folder: Path, *overrides: str) -> dict[str, float]:
@@ -41,3 +44,25 @@ def test_an_adapter_needs_less_than_all_weights(model: Path):
 
 def test_the_cache_counts_for_every_worker(model: Path):
     assert plan(model, "rollout.kv_cache_gib=3", "cluster.rollout_workers=2")["KV cache"] == 6.0
+
+
+def test_the_disk_plan_holds_every_checkpoint_the_run_keeps_and_the_one_being_written(model: Path):
+    def gb(*overrides: str) -> float:
+        return disk_plan_gb(load(["+experiment=grpo", *overrides]), str(model))
+
+    checkpoint = 134_530_276 * 13 / 1e9
+    assert gb() == pytest.approx(3 * checkpoint + 1.04, abs=0.01)
+    assert gb("checkpoints.keep=4") - gb() == pytest.approx(3 * checkpoint)
+    assert gb("checkpoints.best=grpo/reward/mean") - gb() == pytest.approx(checkpoint)
+    assert gb("learner.lora.rank=8") < 1.1
+
+
+def test_a_resumed_run_needs_room_for_the_rest_only(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
+    config, run = load(["+experiment=grpo", "rollout.kv_cache_gib=0.1"]), tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(TaudojoError, match=r"need about 6\.3 GB, 3\.0 GB are free"):
+        check_resources(config, str(model), run)
+    with (run / "checkpoint").open("wb") as file:
+        file.truncate(3_500_000_000)
+    check_resources(config, str(model), run)
