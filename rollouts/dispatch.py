@@ -72,6 +72,11 @@ class Dispatch(Generic[Worker]):
     def waiting(self) -> int:
         return self._waiting
 
+    @property
+    def last_wave(self) -> bool:
+        """Whether all that wait find places once those that run have ended."""
+        return self._waiting < self._max_concurrent * len(self._running)
+
     def running(self, worker: Worker) -> list[int]:
         """The episodes that this worker has."""
         return sorted(self._running.get(worker, ()))

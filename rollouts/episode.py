@@ -32,6 +32,9 @@ from rollouts.watchdog import Place
 
 Generate = Callable[[Sequence[int], SamplingParams], Awaitable[Generation]]
 
+#: More tokens than an episode has: earlier waves come before the last one in an engine's queue.
+_BEFORE_THE_LAST_WAVE = 1_000_000
+
 
 @dataclass(frozen=True)
 class EpisodeLimits:
@@ -202,8 +205,16 @@ def _until(deadline: float) -> asyncio.Timeout:
 
 
 def _priority(request: EpisodeRequest, written: int) -> int:
-    """The place in a busy engine's queue, the lowest first: whoever has the most before them must not come last."""
-    return 0 if request.expected_tokens is None else min(0, written - round(request.expected_tokens))
+    """The place in a busy engine's queue, the lowest first.
+
+    As long as others wait for a place, the longest go first and end first: their places are taken by others while the rest is
+    written. In the last wave whoever has the most before them goes first, so that nobody comes last alone. (With that rule all
+    the time a wave would end together, and the engine would idle while the next one begins.)
+    """
+    if request.expected_tokens is None:
+        return 0
+    expected = round(request.expected_tokens)
+    return min(0, written - expected) if request.last_wave else -expected - _BEFORE_THE_LAST_WAVE
 
 
 async def hear_user(

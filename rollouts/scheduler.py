@@ -369,6 +369,7 @@ class _Round:
                 )
             if attempt > MAX_ATTEMPTS:
                 request = replace(request, policy="none")
+            request = replace(request, last_wave=self._dispatch.last_wave)
             orders.setdefault(worker, []).append(Order(self._base + number, request, attempt))
         for worker, batch in orders.items():
             worker.begin.remote(batch)

@@ -56,6 +56,7 @@ class EpisodeRequest:
     policy: Who speaks. `engine`; `gold`, the expert; `paced`, the expert, who takes the engine's time for its words; `none`,
         nobody: the episode could not be played and ends as ENGINE_ERROR.
     expected_tokens: How many tokens the policy will write, where something is known about it.
+    last_wave: False while more episodes wait than can be played at once; the scheduler tells.
     """
 
     task: Task
@@ -67,6 +68,7 @@ class EpisodeRequest:
     policy: Literal["engine", "gold", "paced", "none"] = "engine"
     expected_tokens: float | None = None
     index: int | None = None
+    last_wave: bool = True
 
 
 @dataclass(frozen=True)

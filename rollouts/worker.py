@@ -32,8 +32,8 @@ from rollouts.structured import tool_call_grammar
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import Place, Standstill, overdue
 
-#: Episodes that end within so many seconds travel together.
-_TOGETHER_S = 0.01
+#: Episodes that end within so many seconds travel together, while others are still played.
+_TOGETHER_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class RolloutWorker:
             if not self._played:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
-            await asyncio.sleep(_TOGETHER_S)
+            await asyncio.sleep(_TOGETHER_S if self._live else 0)
         except TimeoutError:
             pass
         if mine != self._listener:

@@ -153,3 +153,12 @@ def test_what_is_added_later_comes_after_what_waits_and_the_longest_of_it_first(
     for number in range(5):
         dispatch.done(number)
     assert dispatch.unfinished == 0 and dispatch.attempts == {}
+
+
+def test_the_last_wave_is_when_all_that_wait_will_find_places():
+    dispatch = started(requests((7, None)), 2, "a")
+    seen = []
+    while (handout := dispatch.next()) is not None:
+        seen.append(dispatch.last_wave)
+        dispatch.done(handout[0])
+    assert seen == [False] * 5 + [True] * 2

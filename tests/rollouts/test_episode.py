@@ -246,6 +246,22 @@ def test_sampling_is_asked_as_the_request_and_the_limits_say(world: World, looku
     assert trajectory.cached_tokens == 5 * len(seen)
 
 
+@pytest.mark.parametrize(("last_wave", "first", "then"), [(True, -30, -20), (False, -1_000_030, -1_000_030)])
+def test_in_the_last_wave_the_longest_remainder_goes_first_and_before_it_the_longest_whole(
+    world: World, lookup: Any, last_wave: bool, first: int, then: int
+):
+    seen: list[int] = []
+
+    async def generate(token_ids: Sequence[int], params: SamplingParams) -> Generation:
+        seen.append(params.priority)
+        return Generation([world.chat.stop_token_ids[0]] * 10, [0.0] * 10, "stop")
+
+    request = EpisodeRequest(lookup, 1, "grpo", expected_tokens=30.0, last_wave=last_wave)
+    asyncio.run(play(request, world, generate))
+    assert seen[:2] == [first, then]
+    assert max(seen) <= 0
+
+
 def test_a_user_who_answers_later_is_awaited(world: World, lookup: Any):
     class LaterUser:
         """The scripted customer behind a coroutine, as a customer played by a language model is."""
