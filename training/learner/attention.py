@@ -82,8 +82,8 @@ class _TreeAttention(torch.autograd.Function):
                 grad_query_K[:, :, start:stop] = torch.bmm(grad_scores, keys[:, :seen]).unflatten(1, (-1, stop - start))
             depth = 0
             for first, last in spans:
-                grad_key[:, first:last] += grad_keys[:, depth : depth + last - first]
-                grad_value[:, first:last] += grad_values[:, depth : depth + last - first]
+                grad_key[:, first:last].add_(grad_keys[:, depth : depth + last - first])
+                grad_value[:, first:last].add_(grad_values[:, depth : depth + last - first])
                 depth += last - first
         return grad_query.mul_(ctx.scale), grad_key, grad_value, None, None
 
