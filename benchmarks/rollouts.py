@@ -5,7 +5,8 @@
 
 128 retail episodes (16 tasks × 8 samples), 64 in flight, as training plays them: one rollout worker, vLLM, both cores. Then their
 requests alone on an engine of the same settings (`benchmarks.ours_rollouts`), which is the limit, and TRL's multi-turn rollout of
-the first tasks. Each part runs alone, in a process of its own. Progress goes to stderr; the last line on stdout is JSON:
+the first tasks. Each part runs alone, in a process of its own. The engine is compiled, as for long runs (`rollout.compile=true`),
+where a C++ compiler is and the command does not say otherwise. Progress goes to stderr; the last line on stdout is JSON:
 
     episodes_per_s, gen_tokens_per_s   of ours, environment and rewards included
     engine_limit_tokens_per_s          of the replay
@@ -33,6 +34,7 @@ from typing import Any
 from benchmarks.grpo import busy_warning, ensure_checkpoint
 from benchmarks.process import run_command, run_module, say
 from envs.errors import TaudojoError
+from rollouts.engines.vllm import cxx_compiler
 from training.main import with_device_defaults
 
 LIMIT_S = 30 * 60
@@ -57,6 +59,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return asked
 
 
+def with_engine_defaults(overrides: Sequence[str]) -> list[str]:
+    """Adds `rollout.compile=true` where that can be done and nobody chose."""
+    chosen = any(override.lstrip("+").startswith("rollout.compile=") for override in overrides)
+    return [*overrides] if chosen or not cxx_compiler() else [*overrides, "rollout.compile=true"]
+
+
 def result(ours: Mapping[str, Any], limit: Mapping[str, Any], peer: Mapping[str, Any] | None) -> dict[str, Any]:
     """The result line from what the parts brought."""
     rate, limit_rate = ours["tokens"] / ours["seconds"], limit["tokens"] / limit["seconds"]
@@ -76,7 +84,7 @@ def result(ours: Mapping[str, Any], limit: Mapping[str, Any], peer: Mapping[str,
 
 def measure(asked: argparse.Namespace, model: Path, run: Run) -> dict[str, Any]:
     """All parts, one after another."""
-    overrides = [*with_device_defaults(asked.overrides), f"grpo.samples_per_task={asked.samples}"]
+    overrides = [*with_engine_defaults(with_device_defaults(asked.overrides)), f"grpo.samples_per_task={asked.samples}"]
     overrides.append(f"rollout.max_concurrent={asked.concurrent}")
     with tempfile.TemporaryDirectory() as folder:
         job = {"model": str(model), "overrides": [*overrides, f"grpo.tasks_per_step={asked.tasks}"]}

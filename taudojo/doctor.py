@@ -230,10 +230,11 @@ def check_ports() -> Check:
 
 
 def check_compiler() -> Check:
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler:
+    from rollouts.engines.vllm import cxx_compiler
+
+    if compiler := cxx_compiler():
         return Check("C++ compiler", "ok", compiler)
-    return Check("C++ compiler", "warn", "none", "only compiled rollouts need one (torch.compile): apt-get install g++")
+    return Check("C++ compiler", "warn", "none", "only rollout.compile=true on a CPU needs one: apt-get install g++, or set CXX")
 
 
 def check_network() -> Check:

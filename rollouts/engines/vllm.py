@@ -53,6 +53,11 @@ def set_environment(config: EngineConfig) -> None:
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 << 30))
 
 
+def cxx_compiler() -> str | None:
+    """Where the C++ compiler is that torch.compile would call on a CPU."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
 def _cuda() -> bool:
     import torch
 
@@ -109,10 +114,12 @@ class VLLMEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         set_environment(config)
+        cuda = _cuda()
+        if config.compile and not cuda and not cxx_compiler():
+            raise TaudojoError("rollout.compile=true needs a C++ compiler: install g++ (or set CXX), or leave it out")
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        cuda = _cuda()
         memory: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_utilization}
             if cuda

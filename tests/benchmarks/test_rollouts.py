@@ -52,6 +52,21 @@ def test_each_part_gets_the_same_tasks_and_the_peer_the_first_of_them(tmp_path: 
     assert "grpo.tasks_per_step=4" in jobs[0][1]["overrides"] and "grpo.tasks_per_step=1" in jobs[2][1]["overrides"]
 
 
+@pytest.mark.parametrize(
+    ("compiler", "asked", "expected"),
+    [
+        ("/usr/bin/g++", [], ["rollout.compile=true"]),
+        (None, [], []),
+        ("/usr/bin/g++", ["rollout.compile=false"], ["rollout.compile=false"]),
+    ],
+)
+def test_the_engine_is_compiled_where_that_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, compiler: str | None, asked: list[str], expected: list[str]
+):
+    monkeypatch.setattr(rollouts, "cxx_compiler", lambda: compiler)
+    assert rollouts.with_engine_defaults(asked) == expected
+
+
 def test_more_peer_tasks_than_tasks_are_refused():
     with pytest.raises(SystemExit):
         rollouts.parse_arguments(["--tasks", "2", "--peer-tasks", "3"])

@@ -22,6 +22,9 @@ import pytest
 import ray
 
 from envs.errors import TaudojoError
+from rollouts.engines import vllm
+from rollouts.engines.base import EngineConfig
+from rollouts.engines.vllm import VLLMEngine
 from rollouts.gold import gold_trajectories
 from rollouts.scheduler import RolloutPool, get
 from rollouts.trajectory import EpisodeRequest, Trajectory
@@ -44,6 +47,14 @@ def sync(pool: RolloutPool, learner: Any, gold: list[Sample]) -> WeightSync:
     sync = WeightSync(learner, pool, [list(s.token_ids[:700]) for s in gold[:2]], "float32")
     sync.run()
     return sync
+
+
+def test_a_compiled_engine_without_a_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vllm, "set_environment", lambda config: None)
+    monkeypatch.setattr(vllm, "_cuda", lambda: False)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(TaudojoError, match=r"rollout\.compile=true needs a C\+\+ compiler"):
+        VLLMEngine(EngineConfig("/m", compile=True))
 
 
 def stored_weights(folder: Path) -> Any:

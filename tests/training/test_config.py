@@ -136,6 +136,14 @@ def test_engines_are_started_for_what_they_will_be_given(overrides: list[str], s
     assert config.engine("/m").lora_rank == (8 if sync == "adapter" else None)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "compiled"),
+    [([], False), (["cluster=gpu"], True), (["rollout.compile=true"], True), (["cluster=gpu", "rollout.compile=false"], False)],
+)
+def test_engines_are_compiled_on_gpus_unless_told_otherwise(overrides: list[str], compiled: bool):
+    assert load(["+experiment=grpo", *overrides]).engine("/m").compile is compiled
+
+
 def test_an_adapter_goes_where_the_model_s_file_says_unless_told_otherwise():
     assert load([]).learner_config("/m", None).lora is None
     chosen = load(["learner=deepspeed", "learner.zero_stage=2", "learner.lora.rank=8"]).learner_config("/m", None)
