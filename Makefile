@@ -32,7 +32,7 @@ data: setup  ## fetch the τ² data, as training does by itself
 	$(PY) -m taudojo.cli data get $(ARGS)
 
 test: setup  ## the tests of a few minutes
-	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## the tests with real models, Ray, vLLM and SLURM
 	$(PY) -m pytest -m "slow and not gpu" $(ARGS)

@@ -75,7 +75,7 @@ if [ "$installer" = pip ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>
 
 install() {
     if [ "$installer" = uv ]; then
-        uv pip install --python "$venv/bin/python" --no-deps "$@"
+        uv pip install --python "$venv/bin/python" --no-deps --compile-bytecode "$@"  # as pip does; importing vLLM takes half the time
     else
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-deps --progress-bar off "$@" \
             > >(progress) 2> >(grep --line-buffered -v '^WARNING' >&2)

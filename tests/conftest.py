@@ -5,6 +5,7 @@ A random two-layer Llama stands for the learner's model where only arithmetic is
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -17,6 +18,16 @@ import pytest
 from envs.data import DataSource, open_source
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays; a collection need not look at it each time, and DeepSpeed asks for many collections."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # nanobind's modules complain at exit about what is left
 
 
 @pytest.fixture(scope="session")

@@ -46,11 +46,25 @@ def set_environment(config: EngineConfig) -> None:
         cores = sorted(os.sched_getaffinity(0))[: config.cores]
         # Unbound, vLLM takes one core; an explicit list takes exactly these.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        if _one_process(config):  # OpenMP reads these when the engine process starts; vLLM gives them to its own workers only
+            os.environ["OMP_NUM_THREADS"] = str(len(cores))
+            os.environ["GOMP_CPU_AFFINITY"] = " ".join(map(str, cores))
+            # Waiting threads soon sleep: as fast on cores of one's own (300,000 is OpenMP's), 20% faster on shared ones.
+            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
         if not shutil.which("g++"):
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # vLLM's sampler is compiled; without a compiler it runs as written
         # Without these the allocator returns and refaults every large buffer.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2 << 30))
+
+
+def _one_process(config: EngineConfig) -> bool:
+    """Whether a CPU's model runs in its engine's process, as a GPU's does, and not in one of its own beside it.
+
+    That saves a process's imports (12 of 35 seconds to start on two cores) and a round trip between processes each step
+    (SmolLM2 decodes 8% faster at 64 sequences, 19% at one).
+    """
+    return not _cuda() and config.tensor_parallel_size == 1
 
 
 def cxx_compiler() -> str | None:
@@ -65,7 +79,7 @@ def _cuda() -> bool:
 
 
 class WorkerExtension:
-    """Runs inside vLLM's worker process, mixed into its Worker class."""
+    """Runs where vLLM runs the model, mixed into its Worker class."""
 
     model_runner: Any
 
@@ -125,6 +139,11 @@ class VLLMEngine:
             if cuda
             else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
         )
+        executor: dict[str, Any] = {}
+        if _one_process(config):
+            from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+            executor = {"distributed_executor_backend": UniProcExecutor}  # by its name, "uni", vLLM would not take it on a CPU
         lora: dict[str, Any] = {}
         if config.lora_rank is not None:
             lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in LORA_RANKS if r >= config.lora_rank)}
@@ -147,6 +166,7 @@ class VLLMEngine:
             scheduling_policy="priority",
             seed=config.seed,
             **memory,
+            **executor,
             **lora,
         )
         try:

@@ -7,6 +7,7 @@ metrics = learner.update(samples, SFT, lr=1e-4)
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import socket
@@ -64,6 +65,7 @@ class LearnerWorker:
             timeout=timedelta(minutes=10),
         )
         self.learner = backend(config)(config)
+        gc.freeze()  # what was imported stays; DeepSpeed collects garbage with every release of its parameters
 
     def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
         return self.learner.update(batch, sft_loss if loss is None else policy_loss(loss), lr)
