@@ -231,7 +231,7 @@ def test_the_smoke_run_repeats_itself_and_leaves_what_it_promises(tmp_path: Path
         cwd = tmp_path / name
         cwd.mkdir()
         process = start_smoke(cwd)
-        out, _ = process.communicate(timeout=600)
+        out, _ = process.communicate(timeout=1500)
         assert process.returncode == 0, out
         folders.append(only_run(cwd))
 
@@ -273,9 +273,9 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
         "sft.kinds=[cancel]",
         "sft.tasks=120",
         "sft.batch_size=2",
-        "sft.steps=24",
-        "sft.heldout_steps=10",
-        "sft.lr=6.0e-4",
+        "sft.steps=10",
+        "sft.heldout_steps=4",
+        "sft.lr=8.0e-4",
         "sft.heldout_fraction=0.05",
         "rft.enabled=true",
         "rft.kinds=[cancel]",
@@ -296,7 +296,7 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
         "checkpoints.best=rft/loss",
     ]
     process = start_smoke(tmp_path, *options)
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, out
     folder = only_run(tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
@@ -317,31 +317,31 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
 
 @pytest.mark.slow
 def test_ctrl_c_during_sft_leaves_a_run_that_resuming_finishes(tmp_path: Path):
-    process = start_smoke(tmp_path, "sft.steps=12", "grpo.steps=1")
-    deadline = time.monotonic() + 300
+    process = start_smoke(tmp_path, "deterministic=false", "sft.steps=8", "grpo.steps=1")
+    deadline = time.monotonic() + 900
     while not any(line["stage"] == "sft" for line in running_lines(tmp_path)):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 130, out
     folder = only_run(tmp_path)
     assert re.search(rf"go on with: python -m training\.main resume=outputs/{folder.name}$", out, re.MULTILINE), out
 
     stopped = json.loads((folder / "state.json").read_text())
     assert stopped["done"] == ["eval/before"]
-    assert 0 < stopped["step"] < 12
+    assert 0 < stopped["step"] < 8
     assert (folder / stopped["checkpoint"] / "learner").is_dir()
     done = run_module(f"resume=outputs/{folder.name}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in lines_of(folder) if line["stage"] == "sft"] == list(range(12))
+    assert [line["step"] for line in lines_of(folder) if line["stage"] == "sft"] == list(range(8))
     assert json.loads((folder / "summary.json").read_text()).keys() == SUMMARY_KEYS
 
 
 @pytest.mark.slow
 def test_deepspeed_trains_an_adapter_and_vllm_plays_the_merged_model(tmp_path: Path):
     process = start_smoke(tmp_path, "learner=deepspeed", "learner.lora.rank=4", "algorithm.kl_coef=0.05")
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, out
     folder = only_run(tmp_path)
     names = {path.name for path in (folder / "final_model").iterdir()}
@@ -352,7 +352,7 @@ def test_deepspeed_trains_an_adapter_and_vllm_plays_the_merged_model(tmp_path: P
     again = tmp_path / "again"
     again.mkdir()
     process = start_smoke(again, f"model.path={folder / 'merged_model'}", "sft.enabled=false", "grpo.enabled=false")
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, out
     before = json.loads((only_run(again) / "summary.json").read_text())["before"]
     assert [before[name]["action_f1"] for name in before] == [last[name]["action_f1"] for name in last]
