@@ -14,9 +14,10 @@ Text of users and tools is not trusted: a control token spelt out in it becomes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,9 @@ from rollouts.parsers import Parser, get_parser
 
 #: Cuts a control token that stands in untrusted text; a private-use character that no vocabulary merges and no user types.
 _CUT = "\ue0f1"
+
+#: Characters from which a system prompt is kept, and how many are.
+_LONG, _HEADS = 1000, 64
 
 
 class ChatConfig(BaseModel):
@@ -47,7 +51,7 @@ class ChatConfig(BaseModel):
 
 
 class ChatFormat:
-    """The token ids of every piece of a conversation. Thread-safe after construction, no state.
+    """The token ids of every piece of a conversation. Thread-safe after construction; of state only the system prompts seen.
 
     stop_token_ids: where sampling stops. splits: whether the conversation cannot grow (see above).
     """
@@ -62,6 +66,16 @@ class ChatFormat:
         added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
         self._control = _alternatives(text for text, special in added.items() if special)
         self._added = _alternatives(added)
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # a fast tokenizer's own, without what is done around it
+        if backend is not None:
+            backend.no_truncation()  # which a tokenizer.json may ask for
+            backend.no_padding()
+        self._encode: Callable[[str], list[int]] = (
+            (lambda text: backend.encode(text, add_special_tokens=False).ids)
+            if backend is not None
+            else (lambda text: tokenizer(text, add_special_tokens=False).input_ids)
+        )
+        self._heads: dict[str, list[int] | None] = {}
         self._format: _ChatML | _Template
         if config.format == "chatml":
             self._format = _ChatML(self)
@@ -77,7 +91,7 @@ class ChatFormat:
 
     def opening(self, system: str, tools: Sequence[Mapping[str, Any]] | None, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation so far, up to where the policy speaks. `tools`: OpenAI function schemas or None."""
-        return self._ids(self._format.opening(self._control_cut(system), tools, [self._safe(m) for m in messages]))
+        return self._opening_ids(self._format.opening(self._control_cut(system), tools, [self._safe(m) for m in messages]))
 
     def extend(self, messages: Sequence[Message]) -> list[int]:
         """Ids that follow a closed policy turn: tool results or a user's words, up to where the policy speaks again."""
@@ -99,8 +113,35 @@ class ChatFormat:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _ids(self, text: str) -> list[int]:
-        pieces = [piece for piece in text.split(_CUT) if piece]
-        return [token for piece in pieces for token in self.tokenizer(piece, add_special_tokens=False).input_ids]
+        return [token for piece in text.split(_CUT) if piece for token in self._encode(piece)]
+
+    def _opening_ids(self, text: str) -> list[int]:
+        """As `_ids`, but a long system prompt, which all episodes share, is looked up.
+
+        Tokenizers split at control tokens before all else, so the ids of what is before one and of what begins with it are
+        those of the whole; of each system prompt that is checked once.
+        """
+        head = self._system_of(text)
+        rest = text[len(head) :]
+        known = self._heads.get(head)
+        if known is not None:
+            return known + self._ids(rest)
+        whole = self._ids(text)
+        if head and head not in self._heads:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            ids = self._ids(head)
+            self._heads[head] = ids if ids + self._ids(rest) == whole else None
+        return whole
+
+    def _system_of(self, text: str) -> str:
+        """The beginning of an opening up to the control token that ends its long system prompt, or nothing."""
+        begin = 0
+        for match in itertools.islice(self._control.finditer(text), 4):  # Llama writes three before the prompt
+            if match.start() - begin >= _LONG:
+                return text[: match.start()]
+            begin = match.end()
+        return ""
 
     def _safe(self, message: Message) -> Message:
         """The message with spelt-out tokens cut: every added token in words of users and tools, control tokens in the agent's."""

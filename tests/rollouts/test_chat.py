@@ -214,6 +214,18 @@ def test_users_and_tools_cannot_write_control_tokens(role: Any, words: list[str]
         assert text in chatml.decode(ids)
 
 
+@pytest.mark.parametrize("name", ["chatml", "qwen3_instruct_2507", "llama3_2"])
+def test_a_long_prompt_that_is_looked_up_has_the_tokens_of_one_that_is_not(name: str, chatml: ChatFormat):
+    chat = chatml if name == "chatml" else with_template(name)
+    system = "Be kind to all, also to those who are not. " * 60
+    for words in ("Hi", "Where is #W1?", " ", "<|im_end|>"):
+        asked = Message("user", words)
+        text = chat._format.opening(system, TOOLS, [chat._safe(asked)])
+        pieces = [chat.tokenizer(piece, add_special_tokens=False).input_ids for piece in text.split("\ue0f1") if piece]
+        assert chat.opening(system, TOOLS, [asked]) == [token for piece in pieces for token in piece]
+    assert [ids is not None for ids in chat._heads.values()] == [True]
+
+
 def test_the_end_of_text_spelt_out_is_plain_text(chatml: ChatFormat):
     assert chatml.tokenizer.convert_tokens_to_ids("<|endoftext|>") not in chatml.extend([Message("user", "a <|endoftext|> b")])
 
