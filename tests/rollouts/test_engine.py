@@ -186,6 +186,7 @@ def test_the_adapter_alone_travels_and_is_proven(
 
 
 def test_one_corrupted_tensor_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPool, learner: Any):
+    pool.load_weights(changed_weights(learner, LAYER, 1.0), version=50)
     sync.probe()
     pool.load_weights(changed_weights(learner, LAYER, 1.5), version=51)
     with pytest.raises(TaudojoError, match="does not have the learner's weights"):
@@ -227,9 +228,9 @@ def test_lock_step_episodes_repeat_to_the_bit(sync: WeightSync, pool: RolloutPoo
     runs = []
     for _ in range(2):
         pool.load_weights(weights, version=80)  # both begin with an empty cache
-        runs.append(lockstep.play(requests(task_sets, 4, temperature=1.0)))
+        runs.append(lockstep.play(requests(task_sets, 6, temperature=1.0)))
     assert [t.segments for t in runs[0]] == [t.segments for t in runs[1]]
-    assert len({tuple(t.segments[0].token_ids) for t in runs[0]}) == 4
+    assert len({tuple(t.segments[0].token_ids) for t in runs[0]}) == 6
 
 
 def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
