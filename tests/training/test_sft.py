@@ -79,11 +79,12 @@ def test_sft_trains_on_each_step_s_batch_at_its_rate(folder: RunFolder):
 
 def test_sft_ends_when_its_seconds_are_spent(folder: RunFolder):
     folder.state.stage_seconds = 99.0  # spent before an interruption
-    settings = SFTSection(seconds=99.2, batch_size=2)
+    settings = SFTSection(seconds=99.2, batch_size=2, heldout_steps=10**6)
     learner = FakeLearner()
-    run_sft(settings, 0, SAMPLES, learner, folder, tracker(folder), FakeStop())
+    run_sft(settings, 0, SAMPLES, learner, folder, tracker(folder), FakeStop(), heldout=SAMPLES)
     assert folder.state.stage_seconds >= 99.2
     assert learner.rates[-1] < 0.2 * settings.lr
+    assert [line["step"] for line in metrics_of(folder) if "heldout_loss" in line["metrics"]] == [folder.state.step - 1]
 
 
 def test_an_interrupted_sft_goes_on_with_the_next_batch(folder: RunFolder):

@@ -85,18 +85,20 @@ def run_sft(
     state = folder.state
     begin = time.monotonic() - state.stage_seconds
     with bar(stage, 1.0) as progress_bar:
-        while (progress := budget.progress(state.step, time.monotonic() - begin)) < 1.0:
+        while budget.progress(state.step, state.stage_seconds) < 1.0:
+            progress = budget.progress(state.step, time.monotonic() - begin)
             batch = batch_at(samples, state.step, settings.batch_size, seed)
             metrics = learner.update(batch, None, rate(state.step, progress))
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
             folder.count(stage, metrics["tokens"])
             state.step += 1
-            ended = budget.progress(state.step, time.monotonic() - begin) >= 1.0
+            state.stage_seconds = time.monotonic() - begin
+            ended = budget.progress(state.step, state.stage_seconds) >= 1.0
             if heldout and (ended or state.step % settings.heldout_steps == 0):
                 metrics["heldout_loss"] = heldout_loss(learner, heldout)
+                state.stage_seconds = time.monotonic() - begin
             tracker.log(stage, state.step - 1, metrics)
             folder.note(stage, metrics)
-            state.stage_seconds = time.monotonic() - begin
             progress_bar.update(
                 budget.progress(state.step, state.stage_seconds),
                 f"step {state.step} loss {metrics['loss']:.3f} {metrics['tokens_per_s']:.0f} tokens/s",
