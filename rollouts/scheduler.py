@@ -312,7 +312,7 @@ class _Round:
         self._asked: dict[int, tuple[_Play, int]] = {}  # the number of an unfinished episode → whose it is, and its place there
         self._reports: dict[Any, Any] = {}  # the reference to a worker's next report → the worker
         self._heard: dict[Any, float] = {}
-        self._base = time.monotonic_ns()  # episodes of different rounds have different numbers
+        self._base = time.monotonic_ns()  # a later round's episodes have higher numbers
         self._join_new()
 
     def add(self, requests: Sequence[EpisodeRequest], on_done: Callable[[Trajectory], None] | None) -> _Play:
@@ -325,7 +325,7 @@ class _Round:
     def end(self, error: BaseException) -> None:
         """Nothing is waited for any more."""
         for worker in self._pool._workers:
-            worker.drop.remote()
+            worker.drop.remote(time.monotonic_ns())
         for play, _ in self._asked.values():
             play.end(error)
         self._asked.clear()
@@ -349,9 +349,9 @@ class _Round:
                 self._dispatch.join(worker)
                 self._listen(worker)
 
-    def _listen(self, worker: Any) -> None:
+    def _listen(self, worker: Any, received: Sequence[int] = ()) -> None:
         self._heard[worker] = time.monotonic()
-        self._reports[worker.report.remote(HEARTBEAT_S, STANDSTILL_S)] = worker
+        self._reports[worker.report.remote(HEARTBEAT_S, STANDSTILL_S, self._base, received)] = worker
 
     def _request(self, number: int) -> EpisodeRequest:
         play, place = self._asked[number]
@@ -403,7 +403,7 @@ class _Round:
             if not self._accept(worker, played):
                 return
         tell(self._pool._numbers[worker], report.standstills)
-        self._listen(worker)
+        self._listen(worker, [played.number for played in report.played])
 
     def _accept(self, worker: Any, played: Played) -> bool:
         """Takes in what a worker brought; False where the worker is lost with it."""

@@ -33,7 +33,7 @@ from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import Place, Standstill, overdue
 
 #: Episodes that end within so many seconds travel together, while others are still played.
-_TOGETHER_S = 0.05
+_TOGETHER_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class RolloutWorker:
         self._world = build_world(world)
         self._engine = build_engine(engine)
         self._live: dict[int, tuple[asyncio.Task[None], Place]] = {}
-        self._played: list[Played] = []
+        self._played: dict[int, Played] = {}
+        self._first = 0
         self._news = asyncio.Event()
         self._listener = 0
         self._looked = time.monotonic()
@@ -136,17 +137,24 @@ class RolloutWorker:
     async def begin(self, orders: Sequence[Order]) -> None:
         """Starts these episodes; `report` brings them back."""
         for order in orders:
+            if order.number < self._first:
+                continue
             place = Place(order.request.task.id)
             self._live[order.number] = (asyncio.create_task(self._one(order, place)), place)
 
-    async def report(self, wait_s: float, standstill_s: float) -> Report:
+    async def report(self, wait_s: float, standstill_s: float, first: int = 0, received: Sequence[int] = ()) -> Report:
         """What ended, as soon as something has, or nothing after `wait_s`: then the worker lives, and has nothing to tell.
 
+        Calls may overtake each other, and an answer may find nobody who waits for it. So what ended is told again until a later
+        call has its number in `received`, or counts from `first` on.
         Episodes that have waited for one thing longer than `standstill_s` are named, at most once in that time.
         """
+        self._forget(first)
+        for number in received:
+            self._played.pop(number, None)
         self._listener += 1
         mine = self._listener
-        self._news.set()  # an earlier listener has gone away, and must not take what is meant for this one
+        self._news.set()  # an earlier listener has gone away, and need not wait any more
         self._news = asyncio.Event()
         try:
             if not self._played:
@@ -157,20 +165,23 @@ class RolloutWorker:
             pass
         if mine != self._listener:
             return Report([])
-        played, self._played = self._played, []
         standstills: list[Standstill] = []
         if time.monotonic() - self._looked > standstill_s:
             self._looked = time.monotonic()
             standstills = overdue((place for _, place in self._live.values()), standstill_s)
-        return Report(played, standstills)
+        return Report(list(self._played.values()), standstills)
 
-    async def drop(self) -> None:
-        """Forgets all episodes: whoever gave them does not wait for them any more."""
-        for task, _ in self._live.values():
-            task.cancel()
-        self._live.clear()
-        self._played.clear()
+    async def drop(self, before: int) -> None:
+        """Forgets the episodes with numbers below `before`, also those that are still on their way here."""
+        self._forget(before)
         self._news.set()  # whoever listens need not wait for what does not come
+
+    def _forget(self, before: int) -> None:
+        self._first = max(self._first, before)
+        for number in [number for number in self._live if number < before]:
+            task, _ = self._live.pop(number)
+            task.cancel()
+        self._played = {number: played for number, played in self._played.items() if number >= before}
 
     async def _one(self, order: Order, place: Place) -> None:
         try:
@@ -180,7 +191,7 @@ class RolloutWorker:
             error.add_note(traceback.format_exc())  # which does not cross the border between processes by itself
             played = Played(order.number, error=error)
         self._live.pop(order.number, None)
-        self._played.append(played)
+        self._played[order.number] = played
         self._news.set()
 
     async def play(self, request: EpisodeRequest, place: Place | None = None) -> Trajectory:

@@ -29,7 +29,7 @@ from rollouts.scheduler import RolloutPool
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory
 from rollouts.watchdog import Place, overdue
-from rollouts.worker import RolloutWorker
+from rollouts.worker import Order, Report, RolloutWorker
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -40,7 +40,7 @@ class LightWorker(RolloutWorker):
     def __init__(self, world: Any, engine: Any, number: int = 0) -> None:
         self.number = number
         self._engine = FakeEngine(EngineConfig("fake:"))
-        self._live, self._played, self._listener = {}, [], 0
+        self._live, self._played, self._listener, self._first = {}, {}, 0, 0
         self._news, self._looked = asyncio.Event(), time.monotonic()
 
     async def play(self, request: EpisodeRequest, place: Place | None = None) -> Trajectory:
@@ -194,6 +194,51 @@ def test_another_pool_may_go_on_with_the_same_workers(start: Callable[..., Rollo
     second = RolloutPool(first._workers, max_concurrent=4)
     ended(second, episodes(*["x"] * 6))
     ended(first, episodes(*["x"] * 6))
+
+
+def orders(*numbers: int) -> list[Order]:
+    (request,) = episodes("x")
+    return [Order(number, request) for number in numbers]
+
+
+def numbers(report: Report) -> list[int]:
+    return [played.number for played in report.played]
+
+
+def test_what_ended_is_told_until_it_was_received():
+    async def run() -> list[list[int]]:
+        worker = LightWorker(None, None)
+        await worker.begin(orders(101, 102))
+        lost = await worker.report(5.0, 60.0, 100)  # finds nobody who waits for it
+        again = await worker.report(5.0, 60.0, 100)
+        await worker.begin(orders(103))
+        rest = await worker.report(5.0, 60.0, 100, numbers(again))
+        return [numbers(r) for r in (lost, again, rest, await worker.report(0.1, 60.0, 200))]
+
+    assert asyncio.run(run()) == [[101, 102], [101, 102], [103], []]
+
+
+def test_a_report_that_an_earlier_round_asked_for_and_that_comes_late_takes_nothing_away():
+    async def run() -> list[list[int]]:
+        worker = LightWorker(None, None)
+        current = asyncio.create_task(worker.report(5.0, 60.0, 200))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(worker.report(5.0, 60.0, 100))
+        await worker.begin(orders(201))
+        return [numbers(r) for r in (await current, await late, await worker.report(5.0, 60.0, 200))]
+
+    assert asyncio.run(run()) == [[], [201], [201]]
+
+
+def test_what_was_dropped_is_not_begun_when_it_comes_late():
+    async def run() -> list[int]:
+        worker = LightWorker(None, None)
+        await worker.begin(orders(101))
+        await worker.drop(before=200)
+        await worker.begin(orders(102, 201))
+        return numbers(await worker.report(5.0, 60.0, 200))
+
+    assert asyncio.run(run()) == [201]
 
 
 def test_episodes_are_stored_as_they_end(start: Callable[..., RolloutPool], tmp_path: Any):
