@@ -35,6 +35,7 @@ def cluster() -> Iterator[None]:
     """Ray on this machine. Logical CPUs count actors: the engine, the learner, and those that a test adds."""
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in a run; else whatever else is busy starves the workers
     ray.init(
         num_cpus=8,
         object_store_memory=2**30,
