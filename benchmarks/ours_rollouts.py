@@ -1,7 +1,8 @@
 """Our sides of `benchmarks.rollouts`: the episodes as they are played (`play`), and their requests on the bare engine (`replay`).
 
 A replay is the limit: the same prompts on an engine of the same settings, each answer as long as it was, each turn after the one
-before it, as many episodes in flight; no environment, no parser, no Ray, nothing between an answer and the next prompt.
+before it (with the words of the replay's own engine), as many episodes in flight; no environment, no parser, no Ray, nothing
+between an answer and the next prompt.
 """
 
 from __future__ import annotations
@@ -164,16 +165,27 @@ async def replay(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def replay_on(engine: Engine, episodes: Sequence[Sequence[Mapping[str, Any]]], concurrent: int) -> int:
-    """Plays the turns again, as long as they were; returns the number of tokens written."""
+    """Plays the turns again, as long as they were; returns the number of tokens written.
+
+    Where a prompt has what was sampled before, it is given what this engine wrote in its place, as many tokens: else none of
+    that would be in the prefix cache, where an episode finds it, and be computed once more.
+    """
     free = asyncio.Semaphore(concurrent)
 
     async def one(turns: Sequence[Mapping[str, Any]]) -> int:
-        written = 0
+        written: list[
+            tuple[int, list[int], list[int]]
+        ] = []  # where an answer stands in later prompts, as recorded, and as of now
         async with free:
             for turn in turns:
+                prompt = list(turn["prompt"])
+                for start, recorded, own in written:
+                    if prompt[start : start + len(recorded)] == recorded:
+                        prompt[start : start + len(recorded)] = own
                 params = SamplingParams(max_tokens=len(turn["sampled"]), exact=True)
-                written += len((await engine.generate(turn["prompt"], params)).token_ids)
-        return written
+                generation = await engine.generate(prompt, params)
+                written.append((len(prompt), list(turn["sampled"]), generation.token_ids))
+        return sum(len(own) for _, _, own in written)
 
     return sum(await asyncio.gather(*(one(turns) for turns in episodes)))
 

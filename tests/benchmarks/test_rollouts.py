@@ -95,6 +95,18 @@ def test_a_replay_asks_for_the_same_prompts_and_lengths_turn_after_turn():
     assert [p[0] for p in engine.requests[:2]] == [0, 1]
 
 
+def test_a_replay_goes_on_from_what_its_own_engine_wrote():
+    engine = FakeEngine(EngineConfig("fake:"), script=FakeScript([[7] * 99]))
+    grown = [
+        {"prompt": [1, 2], "sampled": [3, 4]},
+        {"prompt": [1, 2, 3, 4, 5], "sampled": [6]},
+        {"prompt": [1, 2, 3, 4, 5, 6], "sampled": [8]},
+    ]
+    anew = {"prompt": [9, 9, 9, 9, 9, 9, 9], "sampled": [8]}  # another context, as where a template cannot grow
+    assert asyncio.run(replay_on(engine, [[*grown, anew]], concurrent=1)) == 5
+    assert engine.requests == [[1, 2], [1, 2, 7, 7, 5], [1, 2, 7, 7, 5, 7], anew["prompt"]]
+
+
 def test_the_command_without_a_checkpoint_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert rollouts.main(["--model", str(tmp_path / "none"), "--no-peer"], lambda *_: {}) == 2
     assert "give the sft_model folder of a run" in capsys.readouterr().err
