@@ -173,9 +173,7 @@ async def replay_on(engine: Engine, episodes: Sequence[Sequence[Mapping[str, Any
     free = asyncio.Semaphore(concurrent)
 
     async def one(turns: Sequence[Mapping[str, Any]]) -> int:
-        written: list[
-            tuple[int, list[int], list[int]]
-        ] = []  # where an answer stands in later prompts, as recorded, and as of now
+        written: list[tuple[int, list[int], list[int]]] = []  # an answer's place in later prompts, as recorded, as written now
         async with free:
             for turn in turns:
                 prompt = list(turn["prompt"])
@@ -184,7 +182,7 @@ async def replay_on(engine: Engine, episodes: Sequence[Sequence[Mapping[str, Any
                         prompt[start : start + len(recorded)] = own
                 params = SamplingParams(max_tokens=len(turn["sampled"]), exact=True)
                 generation = await engine.generate(prompt, params)
-                written.append((len(prompt), list(turn["sampled"]), generation.token_ids))
+                written.append((len(prompt), turn["sampled"], generation.token_ids))
         return sum(len(own) for _, _, own in written)
 
     return sum(await asyncio.gather(*(one(turns) for turns in episodes)))

@@ -125,7 +125,7 @@ class RolloutWorker:
         self._engine = build_engine(engine)
         self._live: dict[int, tuple[asyncio.Task[None], Place]] = {}
         self._played: dict[int, Played] = {}
-        self._first = 0
+        self._first = 0  # episodes with lower numbers are of earlier rounds: nobody waits for them
         self._news = asyncio.Event()
         self._listener = 0
         self._looked = time.monotonic()
@@ -177,7 +177,9 @@ class RolloutWorker:
         self._news.set()  # whoever listens need not wait for what does not come
 
     def _forget(self, before: int) -> None:
-        self._first = max(self._first, before)
+        if before <= self._first:
+            return
+        self._first = before
         for number in [number for number in self._live if number < before]:
             task, _ = self._live.pop(number)
             task.cancel()
