@@ -1,8 +1,9 @@
 """Our sides of `benchmarks.rollouts`: the episodes as they are played (`play`), and their requests on the bare engine (`replay`).
 
-A replay is the limit: the same prompts on an engine of the same settings, each answer as long as it was, each turn after the one
-before it (with the words of the replay's own engine), as many episodes in flight; no environment, no parser, no Ray, nothing
-between an answer and the next prompt.
+A replay is the limit: the same prompts on an engine of the same settings, which is made to write the same tokens, each turn after
+the one before it, as many episodes in flight; no environment, no parser, no Ray, nothing between an answer and the next prompt.
+(Other tokens of the same number would be more work: samples of a task often say the same, whose keys and values the prefix cache
+then has once, for all of them to read from a core's cache.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from benchmarks.process import job_main, say
 from benchmarks.workload import Workload
 from envs.data import open_source
 from envs.domain import load_domain
-from rollouts.engines.base import Engine, Generation, SamplingParams
+from envs.errors import TaudojoError
+from rollouts.engines.base import EngineConfig, Generation, SamplingParams
 from rollouts.engines.vllm import VLLMEngine
 from rollouts.episode import play as play_episode
 from rollouts.scheduler import RolloutPool
@@ -150,40 +152,55 @@ def _blocks(ids: Sequence[int], size: int) -> list[int]:
     return hashes
 
 
+class ReplayEngine(VLLMEngine):
+    """Writes what it is told to."""
+
+    def _settings(self, config: EngineConfig) -> dict[str, Any]:
+        return super()._settings(config) | {"logits_processors": ["benchmarks.forced:Forced"]}
+
+    async def write(self, prompt: list[int], tokens: list[int]) -> list[int]:
+        """Samples these tokens, as `generate` samples any."""
+        import vllm
+
+        sampling = vllm.SamplingParams(
+            max_tokens=len(tokens), temperature=1.0, ignore_eos=True, logprobs=0, detokenize=False, extra_args={"forced": tokens}
+        )
+        await self._bind()
+        return list((await self._last(prompt, sampling, priority=0)).outputs[0].token_ids)
+
+
 async def replay(job: Mapping[str, Any]) -> dict[str, Any]:
     """The recorded requests on an engine alone."""
     workload = Workload(job["model"], overrides=job["overrides"])
     recorded = json.loads(Path(job["file"]).read_text())
-    engine = VLLMEngine(workload.config.engine(workload.model_path))
+    engine = ReplayEngine(workload.config.engine(workload.model_path))
     try:
-        await replay_on(engine, recorded["warm"], 2)
+        await replay_on(engine.write, recorded["warm"], 2)
         begin = time.monotonic()
-        tokens = await replay_on(engine, recorded["episodes"], workload.config.rollout.max_concurrent)
+        tokens = await replay_on(engine.write, recorded["episodes"], workload.config.rollout.max_concurrent)
         return {"tokens": tokens, "seconds": time.monotonic() - begin}
     finally:
         await engine.close()
 
 
-async def replay_on(engine: Engine, episodes: Sequence[Sequence[Mapping[str, Any]]], concurrent: int) -> int:
-    """Plays the turns again, as long as they were; returns the number of tokens written.
+async def replay_on(
+    write: Callable[[list[int], list[int]], Awaitable[list[int]]],
+    episodes: Sequence[Sequence[Mapping[str, Any]]],
+    concurrent: int,
+) -> int:
+    """Plays the turns again, so many episodes at a time; returns the number of tokens written.
 
-    Where a prompt has what was sampled before, it is given what this engine wrote in its place, as many tokens: else none of
-    that would be in the prefix cache, where an episode finds it, and be computed once more.
+    Raises:
+        TaudojoError: the engine did not write what it was told to, so this would not be the same work.
     """
     free = asyncio.Semaphore(concurrent)
 
     async def one(turns: Sequence[Mapping[str, Any]]) -> int:
-        written: list[tuple[int, list[int], list[int]]] = []  # an answer's place in later prompts, as recorded, as written now
         async with free:
             for turn in turns:
-                prompt = list(turn["prompt"])
-                for start, recorded, own in written:
-                    if prompt[start : start + len(recorded)] == recorded:
-                        prompt[start : start + len(recorded)] = own
-                params = SamplingParams(max_tokens=len(turn["sampled"]), exact=True)
-                generation = await engine.generate(prompt, params)
-                written.append((len(prompt), turn["sampled"], generation.token_ids))
-        return sum(len(own) for _, _, own in written)
+                if await write(turn["prompt"], turn["sampled"]) != turn["sampled"]:
+                    raise TaudojoError("the replay's engine wrote other tokens than the episode has")
+        return sum(len(turn["sampled"]) for turn in turns)
 
     return sum(await asyncio.gather(*(one(turns) for turns in episodes)))
 

@@ -14,9 +14,6 @@ where a C++ compiler is and the command does not say otherwise. Progress goes to
     prefix_cache_hit_rate              cached over cacheable prompt tokens: whole blocks that an earlier request had
     peer, peer_episodes_per_s          who it was, `trl-hf`, and how fast on its subset; null with --no-peer
     speedup_vs_peer                    episodes per second, ours over the peer's; stderr also tells tokens per second
-
-The replay samples its own tokens while the next prompt has those of the episode, so that it computes a turn's last block once
-more; that is a few tokens in a hundred, in our favour.
 """
 
 from __future__ import annotations

@@ -32,6 +32,10 @@ from rollouts.engines.base import ADAPTER_METADATA, EngineConfig, EngineFailed, 
 #: Ranks that vLLM has kernels for; room is kept for the next greater one.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
+#: Tokens in a block of a CPU's prefix cache: the fewest that vLLM's AMX attention takes (vLLM's own choice is 128). What stands
+#: after the last whole block is computed again with every turn.
+CPU_BLOCK = 32
+
 #: A priority before that of any episode: the probe waits for a running turn at most, not for those that queue.
 _FIRST = -(2**31)
 
@@ -128,47 +132,12 @@ class VLLMEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         set_environment(config)
-        cuda = _cuda()
-        if config.compile and not cuda and not cxx_compiler():
+        if config.compile and not _cuda() and not cxx_compiler():
             raise TaudojoError("rollout.compile=true needs a C++ compiler: install g++ (or set CXX), or leave it out")
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        memory: dict[str, Any] = (
-            {"gpu_memory_utilization": config.gpu_memory_utilization}
-            if cuda
-            else {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
-        )
-        executor: dict[str, Any] = {}
-        if _one_process(config):
-            from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-            executor = {"distributed_executor_backend": UniProcExecutor}  # by its name, "uni", vLLM would not take it on a CPU
-        lora: dict[str, Any] = {}
-        if config.lora_rank is not None:
-            lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(r for r in LORA_RANKS if r >= config.lora_rank)}
-        args = AsyncEngineArgs(
-            model=config.model_path,
-            dtype=config.dtype,  # type: ignore[arg-type]
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_batched_tokens, config.max_model_len),
-            enable_prefix_caching=True,
-            # On a CPU vLLM 0.28 cannot take back a seeded request's draw after a partial prefill and fails with
-            # "CPU Generator does not use offset".
-            enable_chunked_prefill=not config.seeded,
-            enforce_eager=not config.compile,
-            tensor_parallel_size=config.tensor_parallel_size,
-            worker_extension_cls=f"{__name__}.WorkerExtension",
-            logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=not config.structured,
-            disable_log_stats=True,
-            scheduling_policy="priority",
-            seed=config.seed,
-            **memory,
-            **executor,
-            **lora,
-        )
+        args = AsyncEngineArgs(**self._settings(config))
         try:
             self._llm = AsyncLLM.from_engine_args(args)
         except (RuntimeError, ValueError, OSError) as error:
@@ -182,6 +151,41 @@ class VLLMEngine:
         self._ids = itertools.count()
         self._swaps: dict[str, list[tuple[int, int]]] = {}  # request under way → `Generation.swaps`
         self._bound = False
+
+    def _settings(self, config: EngineConfig) -> dict[str, Any]:
+        """What vLLM is started with."""
+        settings: dict[str, Any] = {
+            "model": config.model_path,
+            "dtype": config.dtype,
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "max_num_batched_tokens": max(config.max_batched_tokens, config.max_model_len),
+            "enable_prefix_caching": True,
+            # On a CPU vLLM 0.28 cannot take back a seeded request's draw after a partial prefill and fails with
+            # "CPU Generator does not use offset".
+            "enable_chunked_prefill": not config.seeded,
+            "enforce_eager": not config.compile,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "worker_extension_cls": f"{__name__}.WorkerExtension",
+            "logprobs_mode": "processed_logprobs",
+            "skip_tokenizer_init": not config.structured,
+            "disable_log_stats": True,
+            "scheduling_policy": "priority",
+            "seed": config.seed,
+        }
+        if _cuda():
+            settings["gpu_memory_utilization"] = config.gpu_memory_utilization
+        else:
+            settings |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
+            settings["block_size"] = CPU_BLOCK
+        if _one_process(config):
+            from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+            settings["distributed_executor_backend"] = UniProcExecutor  # by its name, "uni", vLLM would not take it on a CPU
+        if config.lora_rank is not None:
+            rank = min(r for r in LORA_RANKS if r >= config.lora_rank)
+            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        return settings
 
     @property
     def block_size(self) -> int:

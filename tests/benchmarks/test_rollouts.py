@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks import rollouts
 from benchmarks.ours_rollouts import Turn, cache_use, replay_on
-from rollouts.engines.base import EngineConfig
-from rollouts.engines.fake import FakeEngine, FakeScript
+from envs.errors import TaudojoError
 
 OURS = {"episodes": 128, "tokens": 40_000, "seconds": 100.0, "cached": 900, "cacheable": 1000, "reward": 0.5}
 LIMIT = {"tokens": 40_000, "seconds": 95.0}
@@ -84,27 +83,63 @@ def test_what_was_played_before_counts_as_seen():
     assert cache_use([turn], [[turn]], block_size=2) == (2, 2)
 
 
-def test_a_replay_asks_for_the_same_prompts_and_lengths_turn_after_turn():
-    engine = FakeEngine(EngineConfig("fake:"), script=FakeScript([[7] * 99], latency_s=0.01))
+class Engine:
+    """Writes what it is told to, and remembers who asked and how many at once."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        self.requests: list[list[int]] = []
+        self.wrong = wrong
+        self.writing = self.most = 0
+
+    async def write(self, prompt: list[int], tokens: list[int]) -> list[int]:
+        self.requests.append(prompt)
+        self.writing += 1
+        self.most = max(self.most, self.writing)
+        await asyncio.sleep(0.01)
+        self.writing -= 1
+        return [*tokens[:-1], -1] if self.wrong else tokens
+
+
+def test_a_replay_asks_for_the_same_prompts_and_tokens_turn_after_turn():
+    engine = Engine()
     episodes = [[{"prompt": [e, turn], "sampled": [0] * (e + 1)} for turn in range(3)] for e in range(4)]
-    tokens = asyncio.run(replay_on(engine, episodes, concurrent=2))
+    tokens = asyncio.run(replay_on(engine.write, episodes, concurrent=2))
     assert tokens == 3 * (1 + 2 + 3 + 4)
     assert sorted(engine.requests) == sorted(t["prompt"] for e in episodes for t in e)
     for episode in range(4):
         assert [p[1] for p in engine.requests if p[0] == episode] == [0, 1, 2]
-    assert [p[0] for p in engine.requests[:2]] == [0, 1]
+    assert [p[0] for p in engine.requests[:2]] == [0, 1] and engine.most == 2
 
 
-def test_a_replay_goes_on_from_what_its_own_engine_wrote():
-    engine = FakeEngine(EngineConfig("fake:"), script=FakeScript([[7] * 99]))
-    grown = [
-        {"prompt": [1, 2], "sampled": [3, 4]},
-        {"prompt": [1, 2, 3, 4, 5], "sampled": [6]},
-        {"prompt": [1, 2, 3, 4, 5, 6], "sampled": [8]},
-    ]
-    anew = {"prompt": [9, 9, 9, 9, 9, 9, 9], "sampled": [8]}  # another context, as where a template cannot grow
-    assert asyncio.run(replay_on(engine, [[*grown, anew]], concurrent=1)) == 5
-    assert engine.requests == [[1, 2], [1, 2, 7, 7, 5], [1, 2, 7, 7, 5, 7], anew["prompt"]]
+def test_a_replay_with_other_tokens_is_no_limit():
+    with pytest.raises(TaudojoError, match="wrote other tokens"):
+        asyncio.run(replay_on(Engine(wrong=True).write, [[{"prompt": [1], "sampled": [2, 3]}]], concurrent=1))
+
+
+def test_a_replayed_request_writes_its_tokens_wherever_it_stands_in_the_batch():
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+    from benchmarks.forced import Forced
+
+    forced, written = Forced(None, torch.device("cpu"), False), list[int]()
+    told = SamplingParams(extra_args={"forced": [3, 1]})
+
+    def sampled() -> list[int]:
+        logits = torch.zeros(2, 5)
+        logits[:, 4] = 50.0
+        return torch.softmax(forced.apply(logits) / 2.0, -1).argmax(-1).tolist()
+
+    forced.update_state(BatchUpdate(2, [], [(0, SamplingParams(), None, []), (1, told, None, written)], []))
+    assert sampled() == [4, 3]
+    written.append(3)
+    forced.update_state(BatchUpdate(2, [], [], [(0, 1, MoveDirectionality.SWAP)]))
+    assert sampled() == [1, 4]
+    written.append(1)
+    assert sampled() == [4, 4]  # all is written: the request only waits to be taken out
+    forced.update_state(BatchUpdate(1, [0], [], []))
+    assert not forced._rows
 
 
 def test_the_command_without_a_checkpoint_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
