@@ -242,17 +242,17 @@ class Session:
     def sft(self, stage: str, stop: StopSignal) -> None:
         from training.stages.sft import run_sft
 
-        learner, (samples, heldout) = self.learner, self.sft_samples()
-        steps = run_sft(self.config.sft, self.config.seed, samples, learner, self.folder, self.tracker, stop, heldout=heldout)
+        config, learner, (samples, kinds, heldout) = self.config, self.learner, self.sft_samples()
+        steps = run_sft(config.sft, config.seed, samples, learner, self.folder, self.tracker, stop, heldout=heldout, kinds=kinds)
         self.folder.checkpoint("sft", learner, {"stage": "sft", "step": steps})
         self.export_model("sft_model")
         self.sync.run()
 
-    def sft_samples(self) -> tuple[list[Sample], list[Sample]]:
-        """The SFT data, to train on and held out: the expert's episodes of the training tasks, recorded ones, or both."""
+    def sft_samples(self) -> tuple[list[Sample], list[str], list[Sample]]:
+        """SFT data, its task kinds, and what is held out: the expert's episodes of the training tasks, recorded ones, both."""
         from rollouts.gold import gold_trajectories
         from training.sft_data import split_by_task
-        from training.stages.sft import samples_of
+        from training.stages.sft import kinds_of, samples_of
 
         settings = self.config.sft
         trajectories = gold_trajectories(self.world, self.tasks.sft) if settings.gold else []
@@ -266,7 +266,7 @@ class Session:
             told = f"{len(train)} gold and recorded episodes"
         held = f", {len(heldout)} of other tasks held out" if heldout else ""
         console.print(f"  {told}, {sum(t.tokens for t in train) / len(train):.0f} tokens each{held}")
-        return samples, samples_of(heldout)
+        return samples, kinds_of(train), samples_of(heldout)
 
     def recorded(self) -> list[Trajectory]:
         """The usable episodes of `sft.trajectories`."""

@@ -207,6 +207,7 @@ def test_a_stale_head_is_stopped_by_the_probe(sync: WeightSync, pool: RolloutPoo
     sync.probe()
 
 
+@pytest.mark.slow
 def test_cached_prefixes_are_forgotten_with_the_old_weights(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
     request = requests(task_sets, 1, temperature=0.0)
     weights = learner.publish()
@@ -222,6 +223,7 @@ def test_cached_prefixes_are_forgotten_with_the_old_weights(sync: WeightSync, po
     assert cached() == cold
 
 
+@pytest.mark.slow
 def test_lock_step_episodes_repeat_to_the_bit(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
     lockstep = RolloutPool(pool._workers, max_concurrent=8, lockstep=True)
     weights = learner.publish()

@@ -67,7 +67,7 @@ def run_module(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
 
 
@@ -261,8 +261,8 @@ def test_the_smoke_run_repeats_itself_and_leaves_what_it_promises(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
-    """Enough SFT on cancellations for some of the sampled ones to be kept."""
+def test_a_run_with_rft_and_every_option_of_grpo_is_interrupted_and_resumed_to_its_end(tmp_path: Path):
+    """Enough SFT on cancellations for some of the sampled ones to be kept; Ctrl-C in the midst of it."""
     options = [
         "deterministic=false",  # bfloat16: four times as fast
         "learner.micro_batch_tokens=2048",
@@ -296,13 +296,27 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
         "checkpoints.best=rft/loss",
     ]
     process = start_smoke(tmp_path, *options)
-    out, _ = process.communicate(timeout=1500)
-    assert process.returncode == 0, out
+    deadline = time.monotonic() + 900
+    while not any(line["stage"] == "sft" for line in running_lines(tmp_path)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 130, out
     folder = only_run(tmp_path)
+    assert re.search(rf"go on with: python -m training\.main resume=outputs/{folder.name}$", out, re.MULTILINE), out
+    stopped = json.loads((folder / "state.json").read_text())
+    assert stopped["done"] == ["eval/before"]
+    assert 0 < stopped["step"] < 10
+    assert (folder / stopped["checkpoint"] / "learner").is_dir()
+
+    done = run_module(f"resume=outputs/{folder.name}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() == SUMMARY_KEYS | {"after_rft"}
     assert summary["seconds"]["rft"] > 0
     lines = lines_of(folder)
+    assert [line["step"] for line in lines if line["stage"] == "sft"] == list(range(10))
     (played,) = [line["metrics"] for line in lines if line["stage"] == "rft" and "kept" in line["metrics"]]
     assert played["episodes"] == 8.0 and played["kept"] > 0
     assert [line["metrics"]["loss"] for line in lines if line["stage"] == "rft" and "loss" in line["metrics"]]
@@ -316,46 +330,18 @@ def test_a_run_with_rft_and_every_option_of_grpo_goes_through(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_during_sft_leaves_a_run_that_resuming_finishes(tmp_path: Path):
-    process = start_smoke(tmp_path, "deterministic=false", "sft.steps=8", "grpo.steps=1")
-    deadline = time.monotonic() + 900
-    while not any(line["stage"] == "sft" for line in running_lines(tmp_path)):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 130, out
-    folder = only_run(tmp_path)
-    assert re.search(rf"go on with: python -m training\.main resume=outputs/{folder.name}$", out, re.MULTILINE), out
-
-    stopped = json.loads((folder / "state.json").read_text())
-    assert stopped["done"] == ["eval/before"]
-    assert 0 < stopped["step"] < 8
-    assert (folder / stopped["checkpoint"] / "learner").is_dir()
-    done = run_module(f"resume=outputs/{folder.name}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in lines_of(folder) if line["stage"] == "sft"] == list(range(8))
-    assert json.loads((folder / "summary.json").read_text()).keys() == SUMMARY_KEYS
-
-
-@pytest.mark.slow
 def test_deepspeed_trains_an_adapter_and_vllm_plays_the_merged_model(tmp_path: Path):
-    process = start_smoke(tmp_path, "learner=deepspeed", "learner.lora.rank=4", "algorithm.kl_coef=0.05")
+    options = ["deterministic=false", "learner=deepspeed", "learner.lora.rank=4", "algorithm.kl_coef=0.05"]
+    process = start_smoke(tmp_path, *options)
     out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, out
     folder = only_run(tmp_path)
     names = {path.name for path in (folder / "final_model").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
-    last = json.loads((folder / "summary.json").read_text())["after_grpo"]
-
-    again = tmp_path / "again"
-    again.mkdir()
-    process = start_smoke(again, f"model.path={folder / 'merged_model'}", "sft.enabled=false", "grpo.enabled=false")
-    out, _ = process.communicate(timeout=1500)
-    assert process.returncode == 0, out
-    before = json.loads((only_run(again) / "summary.json").read_text())["before"]
-    assert [before[name]["action_f1"] for name in before] == [last[name]["action_f1"] for name in last]
+    # The last evaluation's engine played the merged weights; that the folder holds what is published: test_group.py.
+    assert (folder / "merged_model" / "model.safetensors").is_file()
+    assert json.loads((folder / "summary.json").read_text()).keys() == SUMMARY_KEYS
 
 
 def running_lines(cwd: Path) -> list[dict[str, Any]]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from stage_fakes import SAMPLES, Broken, FakeLearner, FakeStop, break_at, metrics_of, steps_of_batches, tracker, trajectory
 from training.config import SFTSection
 from training.learner.base import Sample
 from training.run import Interrupted, RunFolder
-from training.stages.sft import Budget, batch_at, heldout_loss, learning_rate, run_sft, samples_of
+from training.stages.sft import Budget, batch_at, heldout_loss, learning_rate, run_sft, samples_of, spread
 
 
 def test_an_epoch_covers_every_sample_once():
@@ -43,6 +45,25 @@ def test_a_batch_depends_on_seed_and_step_only():
 
 def test_a_batch_larger_than_the_data_is_the_data():
     assert sorted(s.token_ids[0] for s in batch_at(SAMPLES, 5, size=64, seed=0)) == list(range(10))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_beginning_of_an_epoch_has_of_each_kind_its_share(seed: int):
+    kinds = ["lookup"] * 60 + ["return"] * 30 + ["official"] * 7
+    order = spread(kinds, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(kinds)))
+    for kind, number in Counter(kinds).items():
+        seen = np.cumsum([kinds[at] == kind for at in order])
+        assert np.abs(seen - np.arange(1, len(kinds) + 1) * number / len(kinds)).max() < 2
+    assert order != spread(kinds, np.random.default_rng(seed + 1))
+    assert order[:8] != sorted(order[:8])
+
+
+def test_the_kinds_of_a_run_take_turns(folder: RunFolder):
+    kinds, learner = ["a"] * 5 + ["b"] * 5, FakeLearner()
+    run_sft(SFTSection(steps=5, batch_size=2), 3, SAMPLES, learner, folder, tracker(folder), FakeStop(), kinds=kinds)
+    assert learner.batches == [batch_at(SAMPLES, step, 2, seed=3, kinds=kinds) for step in range(5)]
+    assert sorted(s.token_ids[0] for batch in learner.batches for s in batch) == list(range(10))
 
 
 def test_the_learning_rate_warms_up_and_falls_on_a_cosine():

@@ -76,11 +76,11 @@ def test_every_seed_has_both_arms_after_one_checkpoint(folder: RunFolder):
 
 def test_the_continued_sft_gets_the_seconds_that_grpo_took(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
     given: list[tuple[float | None, float]] = []
-    monkeypatch.setattr(sft, "run_sft", lambda settings, *_: given.append((settings.seconds, settings.lr)))
+    monkeypatch.setattr(sft, "run_sft", lambda settings, *_, **__: given.append((settings.seconds, settings.lr)))
     session: Any = StudySession(config(sft_lr=1e-4), folder)
     session.learner = SimpleNamespace(load=lambda path: None)
     session.sync = SimpleNamespace(run=lambda: None)
-    session.sft_samples = lambda: ([], [])
+    session.sft_samples = lambda: ([], [], [])
     session.store = session.tracker = None
     session.evaluate = lambda stage, stop: None
     folder.state.seconds["arm/grpo-0"] = 317.25

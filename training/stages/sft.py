@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,13 +40,33 @@ def samples_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
     return [Sample(s.token_ids, s.loss_mask) for t in trajectories for s in t.segments]
 
 
-def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int) -> list[Sample]:
-    """The batch of a step: a seeded permutation per epoch, so the position is the step and nothing else."""
+def kinds_of(trajectories: Sequence[Trajectory]) -> list[str]:
+    """The task kind of each sample of `samples_of`."""
+    return [t.kind for t in trajectories for _ in t.segments]
+
+
+def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int, kinds: Sequence[str] = ()) -> list[Sample]:
+    """The batch of a step: a seeded order per epoch, so the position is the step and nothing else. See `spread` for `kinds`."""
     size = min(size, len(samples))
     per_epoch = len(samples) // size
-    order = np.random.default_rng([seed, step // per_epoch]).permutation(len(samples))
+    order = spread(kinds or [""] * len(samples), np.random.default_rng([seed, step // per_epoch]))
     at = (step % per_epoch) * size
     return [samples[i] for i in order[at : at + size]]
+
+
+def spread(kinds: Sequence[str], rng: np.random.Generator) -> list[int]:
+    """A random order of the positions in which however short a beginning has of each kind its share, give or take one.
+
+    A run on a budget of minutes sees a beginning only; drawn without regard to kinds, that of the main run had 13 returns and 2
+    changes of the customer's own address among 48 episodes, and the model could not do the latter.
+    """
+    number, seen = Counter(kinds), Counter[str]()
+    places = []
+    for at in rng.permutation(len(kinds)):
+        kind = kinds[at]
+        places.append(((seen[kind] + rng.random()) / number[kind], int(at)))  # anywhere in its kind's next slot
+        seen[kind] += 1
+    return [at for _, at in sorted(places)]
 
 
 def heldout_loss(learner: LearnerGroup, samples: Sequence[Sample]) -> float:
@@ -75,10 +96,11 @@ def run_sft(
     stage: str = "sft",
     schedule: Callable[[int, float], float] | None = None,
     heldout: Sequence[Sample] = (),
+    kinds: Sequence[str] = (),
 ) -> int:
     """Trains until the budget is spent; returns the number of steps. On Ctrl-C saves a checkpoint and raises Interrupted.
 
-    The loss on `heldout` is measured after every `heldout_steps` and after the last step.
+    The loss on `heldout` is measured after every `heldout_steps` and after the last step. The samples' `kinds` take turns.
     """
     budget = Budget(settings.steps, settings.seconds)
     rate = schedule or (lambda step, progress: learning_rate(settings, step, progress))
@@ -87,7 +109,7 @@ def run_sft(
     with bar(stage, 1.0) as progress_bar:
         while budget.progress(state.step, state.stage_seconds) < 1.0:
             progress = budget.progress(state.step, time.monotonic() - begin)
-            batch = batch_at(samples, state.step, settings.batch_size, seed)
+            batch = batch_at(samples, state.step, settings.batch_size, seed, kinds)
             metrics = learner.update(batch, None, rate(state.step, progress))
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["seconds"]
             folder.count(stage, metrics["tokens"])

@@ -82,7 +82,8 @@ class StudySession(Session):
                 seconds = state.seconds.get(f"arm/grpo-{seed}", config.grpo.seconds)
                 budget = {"seconds": seconds, "steps": config.grpo.steps, "lr": config.study.sft_lr or config.sft.lr}
                 settings_sft = config.sft.model_copy(update=budget | {"checkpoint_steps": None})
-                run_sft(settings_sft, int(seed) + 1, self.sft_samples()[0], learner, self.folder, self.tracker, stop, stage)
+                samples, kinds, _ = self.sft_samples()
+                run_sft(settings_sft, int(seed) + 1, samples, learner, self.folder, self.tracker, stop, stage, kinds=kinds)
                 self.sync.run()
         finally:
             state.checkpoint = SFT_CHECKPOINT
