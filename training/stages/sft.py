@@ -55,7 +55,7 @@ def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int, kinds: 
 
 
 def spread(kinds: Sequence[str], rng: np.random.Generator) -> list[int]:
-    """A random order of the positions in which however short a beginning has of each kind its share, give or take one.
+    """A random order of the positions. However short a beginning, each kind has its share of it, give or take one or two.
 
     A run on a budget of minutes sees a beginning only; drawn without regard to kinds, that of the main run had 13 returns and 2
     changes of the customer's own address among 48 episodes, and the model could not do the latter.
