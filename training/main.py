@@ -249,7 +249,7 @@ class Session:
         self.sync.run()
 
     def sft_samples(self) -> tuple[list[Sample], list[str], list[Sample]]:
-        """SFT data, its task kinds, and what is held out: the expert's episodes of the training tasks, recorded ones, both."""
+        """SFT's samples, their kinds, and those held out: expert's episodes of the training tasks, recorded ones, or both."""
         from rollouts.gold import gold_trajectories
         from training.sft_data import split_by_task
         from training.stages.sft import kinds_of, samples_of
