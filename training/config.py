@@ -413,6 +413,8 @@ class RunConfig(Section):
     study: StudySection | None = None
     name: str = "run"
     seed: int = 0
+    #: Of the whole run. GRPO ends so early that an evaluation as long as the last one still fits, but takes one step at least.
+    seconds: float | None = Field(None, gt=0)
     deterministic: bool = False
     output_dir: str = "outputs"
     resume: str | None = None

@@ -28,7 +28,7 @@ from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
 from training.checkpoints import ensure_whole
-from training.config import RunConfig, load
+from training.config import GRPOSection, RunConfig, load
 from training.models import resolve_model
 from training.progress import bar, console, shown
 from training.resources import check_resources
@@ -119,7 +119,7 @@ class Session:
         self.model_path = str(resolve_model(config.model))
         source = open_source(config.env.data.source, config.env.data.path)
         self.source = source
-        begin = time.monotonic() - state.seconds.get("total", 0.0)
+        self.begin = begin = time.monotonic() - state.seconds.get("total", 0.0)
         with folder.timed("setup"):
             check_resources(config, self.model_path, folder.path)
             from training.tasks import choose_tasks
@@ -210,7 +210,7 @@ class Session:
 
         sets = {name: tasks for name, tasks in (("test", self.tasks.test), ("heldout", self.tasks.heldout)) if tasks}
         total = sum(map(len, sets.values()))
-        played = 0
+        played, begin = 0, time.monotonic()
         with bar(stage, total) as progress_bar:
 
             def on_done(_: Any) -> None:
@@ -232,6 +232,7 @@ class Session:
         self.folder.count("evaluation_sampled", sum(t.sampled_tokens for t in result.trajectories))
         self.tracker.log(stage, 0, result.flat(), result.trajectories)
         self.folder.state.blocks[stage.removeprefix("eval/")] = result.blocks
+        self.folder.state.evaluation_seconds = round(time.monotonic() - begin, 2)
         for name, block in result.blocks.items():
             console.print(
                 f"  {stage} {name}: well-formed {block['well_formed']:.2f}  action F1 {block['action_f1']:.2f}  "
@@ -328,7 +329,7 @@ class Session:
         if not resumed:
             begin_optimizer(learner, config.grpo)
         steps = run_grpo(
-            config.grpo,
+            self.within_the_run(config.grpo),
             config.algorithm,
             config.seed,
             self.tasks.grpo,
@@ -339,6 +340,14 @@ class Session:
             stop,
         )
         self.folder.checkpoint(f"grpo-{steps:05d}", learner, {"stage": "grpo", "step": steps})
+
+    def within_the_run(self, settings: GRPOSection) -> GRPOSection:
+        """`settings` whose seconds end where the run's own, `seconds`, leave time for one more evaluation and nothing else."""
+        if self.config.seconds is None:
+            return settings
+        state = self.folder.state
+        left = self.config.seconds - (time.monotonic() - self.begin) - state.evaluation_seconds + state.stage_seconds
+        return settings.model_copy(update={"seconds": max(1.0, min(left, settings.seconds or left))})
 
     def export(self, stage: str, stop: StopSignal) -> None:
         """`final_model` and, the same files where no adapter was trained, `merged_model`."""

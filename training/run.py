@@ -39,6 +39,7 @@ class RunState:
     done: list[str] = field(default_factory=list)
     step: int = 0
     stage_seconds: float = 0.0  # spent in the stage under way, for its time budget
+    evaluation_seconds: float = 0.0  # of the last evaluation, as long as which the next one is expected to take
     checkpoint: str | None = None  # folder name of the newest whole checkpoint
     kept: list[dict[str, Any]] = field(default_factory=list)  # a `Place` for each checkpoint on disk, oldest first
     best: dict[str, Any] = field(default_factory=dict)  # `name` of the best checkpoint, its `metric` and `value`

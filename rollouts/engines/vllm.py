@@ -7,7 +7,7 @@ token. So old keys and values never meet new weights (where they did, log-probs 
 new one's, against 1.4e-5; SmolLM2 in float32, one layer × 1.5). A swap costs a prefill of every running context.
 
 Linear weights are repacked by the CPU backend after loading, so new weights go through `reload_weights`, which leaves a tied
-`lm_head` on its old packed copy; `WorkerExtension` packs it again. The probe in `training/sync.py` proves the outcome after every
+`lm_head` on its old packed copy; `vllm_worker.py` packs it again. The probe in `training/sync.py` proves the outcome after every
 sync.
 
 Where LoRA is trained only the adapter comes. It is always adapter number 1, replaced in place, so that an engine needs
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,51 +80,6 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
-class WorkerExtension:
-    """Runs where vLLM runs the model, mixed into its Worker class."""
-
-    model_runner: Any
-
-    def taudojo_end_with(self, pid: int) -> None:
-        """Ends this process when that one is gone: vLLM's own would outlive an actor that was killed, and keep its memory."""
-        gone = os.pidfd_open(pid)
-
-        def watch() -> None:
-            select.select([gone], [], [])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-    def taudojo_load(self, file: str, skip: tuple[str, ...] = ()) -> int:
-        """Loads a safetensors file into the live model; returns the number of tensors. `skip` exists for tests of the probe."""
-        from safetensors import safe_open
-
-        names: list[str] = []
-
-        def tensors() -> Iterator[tuple[str, Any]]:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 (not a dict)
-                    names.append(name)
-                    yield name, handle.get_tensor(name)
-
-        self.model_runner.reload_weights(weights_iterator=tensors())
-        if "lm_head" not in skip:
-            self._repack_tied_head()
-        return len(names)
-
-    def _repack_tied_head(self) -> None:
-        from vllm.platforms import current_platform
-
-        if not current_platform.is_cpu():
-            return
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-        for module in self.model_runner.get_model().modules():
-            if isinstance(module, VocabParallelEmbedding):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
-
-
 class VLLMEngine:
     """An AsyncLLM with prefix caching, sampled log-probs and live weight loading."""
 
@@ -166,7 +119,7 @@ class VLLMEngine:
             "enable_chunked_prefill": not config.seeded,
             "enforce_eager": not config.compile,
             "tensor_parallel_size": config.tensor_parallel_size,
-            "worker_extension_cls": f"{__name__}.WorkerExtension",
+            "worker_extension_cls": f"{__package__}.vllm_worker.WorkerExtension",
             "logprobs_mode": "processed_logprobs",
             "skip_tokenizer_init": not config.structured,
             "disable_log_stats": True,
@@ -178,6 +131,10 @@ class VLLMEngine:
         else:
             settings |= {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30), "gpu_memory_utilization": 0.3}
             settings["block_size"] = CPU_BLOCK
+            if not config.compile:  # compiled, vLLM's own become one pass
+                from rollouts.engines.vllm_worker import ONE_PASS
+
+                settings["ir_op_priority"] = {"rms_norm": [ONE_PASS], "fused_add_rms_norm": [ONE_PASS]}
         if _one_process(config):
             from vllm.v1.executor.uniproc_executor import UniProcExecutor
 

@@ -108,6 +108,26 @@ def test_log_probs_equal_hugging_face_s(pool: RolloutPool, gold: list[Sample], s
         assert np.abs(np.array(row[1:]) - expected).max() < 1e-3
 
 
+def test_one_pass_norms_round_as_hugging_face_s():
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from rollouts.engines.vllm_worker import fused_add_rms_norm, rms_norm
+
+    draw = torch.Generator().manual_seed(0)
+    for dtype, close in ((torch.bfloat16, 2**-6), (torch.float32, 2**-20)):
+        x, residual = (torch.randn(300, 576, generator=draw).to(dtype) for _ in range(2))
+        norm = LlamaRMSNorm(576, eps=1e-5).to(dtype)
+        torch.nn.init.uniform_(norm.weight, 0.1, 2.0, generator=draw)
+        with torch.no_grad():
+            expected, of_sum = norm(x), norm(x + residual)
+        torch.testing.assert_close(rms_norm.impl_fn(x, norm.weight.data, 1e-5), expected, rtol=close, atol=0)
+        total = x + residual
+        got, kept = fused_add_rms_norm.impl_fn(x, residual, norm.weight.data, 1e-5)
+        torch.testing.assert_close(got, of_sum, rtol=close, atol=0)
+        assert torch.equal(kept, total)
+
+
 @pytest.mark.slow
 def test_an_update_is_a_gap_until_it_is_synced(sync: WeightSync, learner: Any, gold: list[Sample]):
     before = sync.probe()

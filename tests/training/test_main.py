@@ -175,6 +175,24 @@ def test_credit_by_turn_is_what_the_turns_of_the_run_s_reward_earned(world: Any,
     assert command.Session(by_outcome, RunFolder.create(by_outcome)).credit() is None
 
 
+def test_grpo_leaves_the_run_time_for_its_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = load([*SMOKE, f"output_dir={tmp_path}", "seconds=900", "grpo.seconds=300"])
+    session = command.Session(config, RunFolder.create(config))
+    session.begin = 1000.0
+
+    def seconds_at(now: float, evaluation: float, spent: float = 0.0) -> float | None:
+        monkeypatch.setattr(command.time, "monotonic", lambda: now)
+        session.folder.state.evaluation_seconds, session.folder.state.stage_seconds = evaluation, spent
+        return session.within_the_run(config.grpo).seconds
+
+    assert seconds_at(1500.0, 100.0) == 300.0  # as much as it may have
+    assert seconds_at(1500.0, 250.0) == 150.0
+    assert seconds_at(1560.0, 250.0, spent=60.0) == 150.0  # resumed after a minute of it
+    assert seconds_at(1900.0, 250.0) == 1.0  # one step
+    without_limit = load([*SMOKE, f"output_dir={tmp_path}"])
+    assert command.Session(without_limit, RunFolder.create(without_limit)).within_the_run(without_limit.grpo).seconds is None
+
+
 def test_the_process_ends_with_status_2_and_without_a_traceback_from_any_folder(tmp_path: Path):
     for cwd in (ROOT, tmp_path):
         done = run_module("+experiment=smoke", "sft.batchsize=3", cwd=cwd)
