@@ -310,6 +310,7 @@ class SFTSection(TrainingStage):
     heldout_fraction: float = Field(0.0, ge=0, lt=1)  # of the tasks; their episodes are measured, never trained on
     heldout_steps: int = Field(20, ge=1)  # measured every so many steps, and at the end
     tasks: int = Field(1200, ge=1)
+    shortest: float = Field(1.0, gt=0, le=1)  # share of each kind's gold episodes that is trained on, its shortest
     kinds: list[str] | None = None
     official_train: bool = True
     batch_size: int = Field(8, ge=1)

@@ -252,11 +252,12 @@ class Session:
     def sft_samples(self) -> tuple[list[Sample], list[str], list[Sample]]:
         """SFT's samples, their kinds, and those held out: expert's episodes of the training tasks, recorded ones, or both."""
         from rollouts.gold import gold_trajectories
-        from training.sft_data import split_by_task
+        from training.sft_data import shortest_of_each_kind, split_by_task
         from training.stages.sft import kinds_of, samples_of
 
         settings = self.config.sft
-        trajectories = gold_trajectories(self.world, self.tasks.sft) if settings.gold else []
+        gold = gold_trajectories(self.world, self.tasks.sft) if settings.gold else []
+        trajectories = shortest_of_each_kind(gold, settings.shortest)
         if settings.gold and not trajectories:
             raise self.nothing_fits()
         trajectories += self.recorded()

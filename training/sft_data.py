@@ -121,3 +121,15 @@ def _uneven(segment: TokenSegment) -> str | None:
 def _bare(text: str) -> str:
     """Without white space, in one Unicode form: what tokenizers may change."""
     return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def shortest_of_each_kind(trajectories: Sequence[Trajectory], share: float) -> list[Trajectory]:
+    """The shortest `share` of each kind's episodes, at least one, in their order.
+
+    Seconds buy more of them: their context costs less, and each shows the kind's calls all the same.
+    """
+    of_kind: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        of_kind.setdefault(trajectory.kind, []).append(trajectory)
+    kept = {id(t) for same in of_kind.values() for t in sorted(same, key=lambda t: t.tokens)[: max(1, round(share * len(same)))]}
+    return [t for t in trajectories if id(t) in kept]
