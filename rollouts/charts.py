@@ -273,6 +273,9 @@ def _whole_steps(ax: Axes, label: bool = True) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = ax.get_xlim()
+    if high - low < 1:  # a single step
+        ax.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
     if label:
         ax.set_xlabel("GRPO step")
 

@@ -14,7 +14,7 @@ from envs.errors import TaudojoError
 from rollouts.gold import gold_trajectories
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import TokenSegment, Trajectory
-from training.sft_data import read_recorded, split_by_task, usable
+from training.sft_data import read_recorded, shortest_of_each_kind, split_by_task, usable
 from training.stages.sft import samples_of
 
 Change = Callable[[dict[str, Any]], None]
@@ -113,6 +113,21 @@ def test_what_is_left_out_is_counted_by_its_reason(episodes: list[Trajectory]):
     assert left_out == {"empty": 1, "below min_reward": 1, "evaluated": 1}
     kept, left_out = usable(episodes, max_tokens=10, min_reward=None, unseen=())
     assert (kept, left_out) == ([], {"longer than the context": 4})
+
+
+def test_the_shortest_of_each_kind_are_kept_in_their_order(episodes: list[Trajectory]):
+    long, short = sorted(episodes, key=lambda t: -t.tokens)[0], sorted(episodes, key=lambda t: t.tokens)[0]
+    assert long.tokens > short.tokens
+    mixed = [
+        replace(long, kind="a"),
+        replace(short, kind="b"),
+        replace(short, kind="a"),
+        replace(long, kind="b"),
+        replace(long, kind="c"),
+    ]
+    assert shortest_of_each_kind(mixed, 1.0) == mixed
+    assert shortest_of_each_kind(mixed, 0.5) == [mixed[1], mixed[2], mixed[4]]  # of one, one
+    assert shortest_of_each_kind(mixed, 0.01) == [mixed[1], mixed[2], mixed[4]]
 
 
 def test_no_task_is_trained_on_and_held_out(episodes: list[Trajectory]):
