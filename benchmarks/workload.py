@@ -38,6 +38,10 @@ FIXED = (
 )
 
 
+#: Groups of a step, unless overridden: more than the main run's, whose steps are small to fit its minutes.
+TASKS_PER_STEP = "grpo.tasks_per_step=4"
+
+
 @dataclass(frozen=True)
 class Workload:
     """`steps` GRPO steps from the checkpoint in `model_path`, configured as `+experiment=grpo` with `overrides`."""
@@ -53,7 +57,7 @@ class Workload:
     @cached_property
     def config(self) -> RunConfig:
         """Raises TaudojoError for an override that does not fit."""
-        return load(["+experiment=grpo", *self.overrides, *FIXED])
+        return load(["+experiment=grpo", TASKS_PER_STEP, *self.overrides, *FIXED])
 
     def requests(self, domain: Domain) -> list[list[EpisodeRequest]]:
         """The episodes of every step, samples of a task side by side; the same in every process.
