@@ -119,7 +119,7 @@ class Session:
         self.model_path = str(resolve_model(config.model))
         source = open_source(config.env.data.source, config.env.data.path)
         self.source = source
-        self.begin = begin = time.monotonic() - state.seconds.get("total", 0.0)
+        self.begin = time.monotonic() - state.seconds.get("total", 0.0)
         with folder.timed("setup"):
             check_resources(config, self.model_path, folder.path)
             from training.tasks import choose_tasks
@@ -138,7 +138,7 @@ class Session:
                 with folder.timed("eval" if stage.startswith("eval/") else stage.split("/")[0]):
                     work(stage, stop)
             finally:
-                state.seconds["total"] = round(time.monotonic() - begin, 2)
+                state.seconds["total"] = round(time.monotonic() - self.begin, 2)
                 folder.save_state()
             folder.finish(stage)
             if stop.raised:

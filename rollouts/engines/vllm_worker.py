@@ -54,8 +54,6 @@ class WorkerExtension:
         return len(names)
 
     def _repack_tied_head(self) -> None:
-        from vllm.platforms import current_platform
-
         if not current_platform.is_cpu():
             return
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
