@@ -40,10 +40,13 @@ class LockStep:
     async def _run(self, batch: dict[int, tuple[Sequence[int], SamplingParams, asyncio.Future[Generation]]]) -> None:
         try:
             await self._engine.pause()
-            tasks = []
+            tasks: list[asyncio.Future[Generation]] = []
             for token_ids, params, _ in batch.values():
+                before = self._engine.held()
                 tasks.append(asyncio.ensure_future(self._engine.generate(token_ids, params)))
-                await asyncio.sleep(0.01)  # one request reaches the paused engine before the next sets out
+                # It reaches the paused engine before the next sets out, however long vLLM's threads take to prepare it.
+                while self._engine.held() == before and not tasks[-1].done():
+                    await asyncio.sleep(0.001)
             await self._engine.resume()
             results = await asyncio.gather(*tasks)
         except Exception as error:  # whoever waits must hear of it, whatever it is

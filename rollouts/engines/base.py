@@ -98,6 +98,9 @@ class Engine(Protocol):
         `EngineConfig.lora_rank` the file is an adapter (`ADAPTER_METADATA`), and replaces the one before.
         """
 
+    def held(self) -> int:
+        """How many requests have reached the engine and are not answered."""
+
     async def pause(self) -> None:
         """Generation stands still; requests are accepted and wait until `resume`."""
 

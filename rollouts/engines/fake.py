@@ -90,7 +90,7 @@ class FakeEngine:
         self._keep = keep
         self.loads: list[str] = []
         self.written = 0
-        self._asked = 0
+        self._asked = self._answered = 0
         self._slots = _Slots(self.script.slots) if self.script.slots else None
         self._writing: set[_Writing] = set()
         self._running = asyncio.Event()
@@ -102,6 +102,12 @@ class FakeEngine:
         number, self._asked = self._asked, self._asked + 1
         if self._keep:
             self.requests.append(list(token_ids))
+        try:
+            return await self._generate(number, token_ids, params)
+        finally:
+            self._answered += 1
+
+    async def _generate(self, number: int, token_ids: Sequence[int], params: SamplingParams) -> Generation:
         await self._running.wait()
         version = self.weight_version
         ids = list(self._answer(token_ids)) if params.exact else _until_stop(self._answer(token_ids), params.stop_token_ids)
@@ -150,6 +156,9 @@ class FakeEngine:
         self.weight_version = version
         for writing in self._writing:
             writing.swaps.append((writing.written(self._clock()), version))
+
+    def held(self) -> int:
+        return self._asked - self._answered
 
     async def pause(self) -> None:
         self._paused_at = self._paused_at or time.monotonic()

@@ -265,6 +265,9 @@ class VLLMEngine:
                 raise TaudojoError(f"vLLM does not take this adapter ({reason}); set learner.lora.sync=merged") from error
             self._adapter = LoRARequest(name, 1, folder)  # loaded: the folder is not read again
 
+    def held(self) -> int:
+        return len(self._llm.output_processor.request_states)  # noted in the moment in which they are sent
+
     async def pause(self) -> None:
         await self._llm.pause_generation(mode="keep", clear_cache=False)
 

@@ -61,6 +61,28 @@ def test_a_batch_starts_when_all_its_requests_are_in_the_engine():
     assert fake.requests == [[turn, n] for turn in range(2) for n in range(3)]
 
 
+def test_a_request_that_is_slow_to_enter_is_waited_for():
+    class SlowEngine(FakeEngine):
+        """Its first requests take longest to enter, as vLLM's, which prepares them in threads, on a busy machine."""
+
+        async def generate(self, token_ids: Sequence[int], params: SamplingParams) -> Generation:
+            await asyncio.sleep(0.1 / (1 + token_ids[0]))
+            return await super().generate(token_ids, params)
+
+        async def resume(self) -> None:
+            assert self.held() == 3
+            await super().resume()
+
+    fake = SlowEngine(EngineConfig("fake:"), answer=list)
+
+    async def run() -> None:
+        lockstep = LockStep(fake, 3)
+        await asyncio.wait_for(asyncio.gather(*(lockstep.generate(n, [n], PARAMS) for n in range(3))), timeout=10)
+
+    asyncio.run(run())
+    assert fake.requests == [[0], [1], [2]]
+
+
 def test_an_episode_that_leaves_sets_the_others_free():
     fake = engine()
 
