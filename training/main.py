@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+PROBE_TOKENS = 256
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -195,13 +196,13 @@ class Session:
             self.sync.run()
 
     def probe_prompts(self) -> list[list[int]]:
-        """Token rows of gold episodes: the text that the policy will be asked about."""
+        """The ends of two gold episodes: what the policy reads and writes, after the system prompt that all of them begin with."""
         from rollouts.gold import gold_trajectories
 
         played = gold_trajectories(self.world, self.tasks.sft[:8])
         if not played:
             raise self.nothing_fits()
-        return [s.token_ids[:400] for t in played[:2] for s in t.segments[:1]]
+        return [s.token_ids[-PROBE_TOKENS:] for t in played[:2] for s in t.segments[:1]]
 
     # -- stages
 

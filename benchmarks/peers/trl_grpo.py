@@ -59,6 +59,9 @@ class TurnEngine:
         self._asked: list[tuple[list[int], SamplingParams, asyncio.Future[Generation]]] = []
         self._turns = 0
 
+    def held(self) -> int:
+        return len(self._asked)
+
     async def pause(self) -> None:
         self._asked = []
 
