@@ -196,7 +196,7 @@ class Session:
             self.sync.run()
 
     def probe_prompts(self) -> list[list[int]]:
-        """The ends of two gold episodes: what the policy reads and writes, after the system prompt that all of them begin with."""
+        """The ends of two gold episodes: what the policy reads and writes, not the system prompt that all begin with."""
         from rollouts.gold import gold_trajectories
 
         played = gold_trajectories(self.world, self.tasks.sft[:8])
