@@ -191,6 +191,19 @@ def test_tree_micro_batches_and_plain_packing_give_the_same_update(make: Make, p
 
 
 @fsdp_only
+def test_a_budget_that_holds_no_episode_is_told_once(make: Make, caplog: pytest.LogCaptureFixture):
+    samples = random_samples()
+    longest = max(len(s.token_ids) for s in samples)
+    learner = make(micro_batch_tokens=longest - 1)
+    for _ in range(2):
+        learner.logprobs(samples)
+    (told,) = [message for message in caplog.messages if "micro_batch_tokens" in message]
+    assert told.endswith(f"raise it to {2 * longest} or more")
+    make(micro_batch_tokens=longest).logprobs(samples)
+    assert sum("micro_batch_tokens" in message for message in caplog.messages) == 1
+
+
+@fsdp_only
 @pytest.mark.parametrize("name", get_args(AlgorithmSection.model_fields["loss"].annotation))
 def test_tree_and_plain_give_equal_gradients_under_every_loss(make: Make, plain_descent: None, name: str):
     samples, rng = random_samples(advantages=True), np.random.default_rng(1)

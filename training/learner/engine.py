@@ -64,6 +64,7 @@ class LearnerEngine(ABC):
         model = self._load()
         if self.device.type == "cpu":
             use_rowwise(model)
+        self._told_of_the_budget = False
         self.alone = recurrent(model)
         if self.alone:
             log.warning("%s has recurrent layers: every sample is computed by itself, without a tree", type(model).__name__)
@@ -180,6 +181,16 @@ class LearnerEngine(ABC):
         """The samples of each micro-batch, by number; empty ones at the end, since collectives need every rank equally often."""
         budget, share = (1, False) if self.alone else (self.config.micro_batch_tokens, self.config.prefix_tree)
         plan = pack([s.token_ids for s in batch], budget, share)
+        longest = max((len(s.token_ids) for s in batch), default=0)
+        if share and len(batch) > 1 and longest > budget and not self._told_of_the_budget:
+            self._told_of_the_budget = True
+            log.warning(
+                "learner.micro_batch_tokens=%d is less than an episode (%d tokens): such episodes are computed one by one and "
+                "share no prefix; raise it to %d or more",
+                budget,
+                longest,
+                2 * longest,
+            )
         most = int(self._all_max(len(plan)))
         return plan + [[] for _ in range(most - len(plan))]
 
