@@ -63,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--micro-batch-tokens", type=int, help="as in learner.micro_batch_tokens (4096; official 12288)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of timed updates (%(default)s)")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
-    parser.add_argument("--official", action="store_true", help="2 tasks × 4 samples with the official prompt, without TRL")
+    parser.add_argument("--official", action="store_true", help="2 tasks × 4 samples, official prompt; times only")
     parser.add_argument("--growth", action="store_true", help="also a table of 4, 16 and 64 episodes of at most 1,500 tokens")
     asked = parser.parse_args(arguments)
     if asked.repetitions < 1:
@@ -94,11 +94,13 @@ def measure(asked: argparse.Namespace, model: Path, file: Path, run: Run) -> dic
                 f"{results[-1]['computed_tokens']:.0f} tokens computed, {results[-1]['peak_bytes'] / 1e9:.2f} GB at most"
             )
     gemm = run(OURS, job | {"kind": "gemm"})
-    exact = run(OURS, job | {"kind": "exact"})
-    say(
-        f"gradients of {exact['tokens']:.0f} tokens in float32 differ from Hugging Face's by {exact['grad_rel_err']:.1e}; "
-        f"from its in float64 ours by {exact['ours_to_float64']:.1e}, its own by {exact['hugging_face_to_float64']:.1e}"
-    )
+    exact = None
+    if not asked.official:  # Hugging Face keeps more of an episode of 4,700 tokens than 24 GB hold
+        exact = run(OURS, job | {"kind": "exact"})
+        say(
+            f"gradients of {exact['tokens']:.0f} tokens in float32 differ from Hugging Face's by {exact['grad_rel_err']:.1e}; "
+            f"from its in float64 ours by {exact['ours_to_float64']:.1e}, its own by {exact['hugging_face_to_float64']:.1e}"
+        )
     trl = None if asked.no_trl else run(TRL, job)
     return result(Shape.read(model), rows, updates, gemm["tflops"], exact, trl)
 
@@ -108,7 +110,7 @@ def result(
     rows: Sequence[Row],
     updates: dict[str, list[dict[str, Any]]],
     gemm_tflops: float,
-    exact: dict[str, Any],
+    exact: dict[str, Any] | None,
     trl: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The result line from what the processes brought."""
@@ -129,8 +131,8 @@ def result(
         "trl_tokens_per_s": round(trl_rate, 1) if trl_rate else None,
         "speedup_vs_plain": round(plain_s / tree_s, 3),
         "speedup_vs_trl": round(tokens / tree_s / trl_rate, 3) if trl_rate else None,
-        "grad_rel_err": exact["grad_rel_err"],
-        "logprob_max_abs": exact["logprob_max_abs"],
+        "grad_rel_err": exact["grad_rel_err"] if exact else None,
+        "logprob_max_abs": exact["logprob_max_abs"] if exact else None,
         "peak_rss_ratio": round(tree_peak / plain_peak, 3),
         "gemm_tflops_peak": round(gemm_tflops, 3),
         "mfu_unique": round(needed.flops(shape) / (tree_s * gemm_tflops * 1e12), 3),
