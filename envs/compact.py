@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from envs.types import Action, ToolResult
@@ -73,6 +74,7 @@ def _words(value: Any) -> str:
     return str(value)
 
 
+@lru_cache(maxsize=16)  # every episode's prompt has the same two
 def _tool_list(domain: Domain, write: bool) -> str:
     functions = [s["function"] for s in domain.tool_schemas if (s["function"]["name"] in domain.write_tools) is write]
     return ", ".join(map(_signature, functions))

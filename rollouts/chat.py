@@ -18,6 +18,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ _CUT = "\ue0f1"
 
 #: Characters from which a system prompt is kept, and how many are.
 _LONG, _HEADS = 1000, 64
+#: How many shorter pieces are kept.
+_PIECES = 2048
 
 
 class ChatConfig(BaseModel):
@@ -51,7 +54,7 @@ class ChatConfig(BaseModel):
 
 
 class ChatFormat:
-    """The token ids of every piece of a conversation. Thread-safe after construction; of state only the system prompts seen.
+    """The token ids of every piece of a conversation. Thread-safe after construction; of state only what was seen lately.
 
     stop_token_ids: where sampling stops. splits: whether the conversation cannot grow (see above).
     """
@@ -75,6 +78,12 @@ class ChatFormat:
             if backend is not None
             else (lambda text: tokenizer(text, add_special_tokens=False).input_ids)
         )
+        self._decode: Callable[[list[int]], str] = (
+            (lambda ids: str(backend.decode(ids, skip_special_tokens=False)))
+            if backend is not None
+            else (lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
+        )
+        self._encode_again = lru_cache(_PIECES)(self._encode)  # a group's members read the same words and tool results
         self._heads: dict[str, list[int] | None] = {}
         self._format: _ChatML | _Template
         if config.format == "chatml":
@@ -110,10 +119,14 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, control tokens included: parsers want them."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._decode(list(ids))
 
     def _ids(self, text: str) -> list[int]:
-        return [token for piece in text.split(_CUT) if piece for token in self._encode(piece)]
+        ids: list[int] = []
+        for piece in text.split(_CUT):
+            if piece:
+                ids += self._encode_again(piece) if len(piece) < _LONG else self._encode(piece)
+        return ids
 
     def _opening_ids(self, text: str) -> list[int]:
         """As `_ids`, but a long system prompt, which all episodes share, is looked up.

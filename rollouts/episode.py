@@ -109,14 +109,40 @@ class _Context:
         segment.versions.extend((start + first, start + last, version) for first, last, version in generation.versions)
 
 
-async def play(request: EpisodeRequest, world: World, generate: Generate, place: Place | None = None) -> Trajectory:
+class Gate:
+    """Lets in one at a time, each after whatever else the loop has to do.
+
+    Many episodes begin together, and many end together. Prompts and rewards that all wanted to be made at once would hold up the
+    turns of those that play, and an engine would have nothing to write.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+async def play(
+    request: EpisodeRequest, world: World, generate: Generate, place: Place | None = None, gate: Gate | None = None
+) -> Trajectory:
     """Plays one episode to its end and scores it. Engine failures propagate; everything else ends in a `StopReason`.
 
     Where the customer fails before the first turn, nothing is sampled and the only segment is empty. `place` is told what the
     episode waits for. No wait outlasts the deadline: what is awaited then is cancelled, and the episode ends as TIMEOUT.
+    `gate` is shared by those that play on the same loop.
     """
     begin = time.monotonic()
     place = place or Place(request.task.id)
+    gate = gate or Gate()
     env = world.new_env(request)
     if request.policy in ("gold", "paced"):
         generate = gold_policy(env, world.chat, generate if request.policy == "paced" else None)
@@ -128,7 +154,8 @@ async def play(request: EpisodeRequest, world: World, generate: Generate, place:
     await hear_user(env, events, place, deadline)
     system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo)
     context = _Context()
-    context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
+    async with gate:
+        context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
     limits = world.limits
     cached, generating, turn_number, written = 0, 0.0, 0, 0
     while not env.done:
@@ -176,18 +203,19 @@ async def play(request: EpisodeRequest, world: World, generate: Generate, place:
         else:
             context.append(world.chat.close(generation.token_ids))
             context.append(world.chat.extend(world.rendered(new)))
-    transcript = env.transcript
-    scored = time.monotonic()
-    reward = world.reward_fn(request.task, transcript, env)
-    scoring = time.monotonic() - scored
+    async with gate:
+        scored = time.monotonic()
+        reward = world.reward_fn(request.task, env.transcript, env)
+        metrics = episode_metrics(request.task, env.transcript, env, reward)
+        scoring = time.monotonic() - scored
     events.write("evaluator", "reward", scored)
     usage = usage_of(env.user)
     return Trajectory(
-        transcript=transcript,
+        transcript=env.transcript,
         kind=request.task.kind,
         segments=context.segments,
         reward=reward,
-        metrics=episode_metrics(request.task, transcript, env, reward),
+        metrics=metrics,
         stage=request.stage,
         step=request.step,
         group=request.group,
@@ -208,13 +236,14 @@ def _priority(request: EpisodeRequest, written: int) -> int:
     """The place in a busy engine's queue, the lowest first.
 
     As long as others wait for a place, the longest go first and end first: their places are taken by others while the rest is
-    written. In the last wave whoever has the most before them goes first, so that nobody comes last alone. (With that rule all
-    the time a wave would end together, and the engine would idle while the next one begins.)
+    written. In the last wave whoever has the most before them goes first, so that nobody comes last alone; what is written
+    counts seven tenths, so that they do not all end in the same second, which a process would then be too slow to take in.
+    (With that rule all the time a wave would end together, and the engine would idle while the next one begins.)
     """
     if request.expected_tokens is None:
         return 0
     expected = round(request.expected_tokens)
-    return min(0, written - expected) if request.last_wave else -expected - _BEFORE_THE_LAST_WAVE
+    return min(0, written * 7 // 10 - expected) if request.last_wave else -expected - _BEFORE_THE_LAST_WAVE
 
 
 async def hear_user(

@@ -27,9 +27,10 @@ class Lengths:
         stop = trajectory.transcript.stop_reason
         if stop is None or not stop.agent_at_fault:
             return
+        sampled = float(trajectory.sampled_tokens)
         for key in (("task", trajectory.transcript.task_id), ("kind", trajectory.kind)):
-            before = self._means.get(key, float(trajectory.sampled_tokens))
-            self._means[key] = before + _NEWEST * (trajectory.sampled_tokens - before)
+            before = self._means.get(key, sampled)
+            self._means[key] = before + _NEWEST * (sampled - before)
 
     def expect(self, request: EpisodeRequest) -> EpisodeRequest:
         """The request with `expected_tokens`, where something is known and nobody has said it."""

@@ -32,7 +32,7 @@ class TokenSegment:
 
     @property
     def sampled(self) -> int:
-        return sum(self.loss_mask)
+        return self.loss_mask.count(True)
 
     @property
     def turns(self) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from envs.users.registry import user_factory
 from rewards.compose import build_reward
 from rollouts.chat import ChatConfig, ChatFormat
 from rollouts.engines.base import Engine, EngineConfig
-from rollouts.episode import EpisodeLimits, World, play
+from rollouts.episode import EpisodeLimits, Gate, World, play
 from rollouts.events import EventLog, EventSettings
 from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
@@ -123,6 +123,7 @@ class RolloutWorker:
         self.number = number
         self._world = build_world(world)
         self._engine = build_engine(engine)
+        self._gate = Gate()
         self._live: dict[int, tuple[asyncio.Task[None], Place]] = {}
         self._played: dict[int, Played] = {}
         self._first = 0  # episodes with lower numbers are of earlier rounds: nobody waits for them
@@ -197,7 +198,7 @@ class RolloutWorker:
         self._news.set()
 
     async def play(self, request: EpisodeRequest, place: Place | None = None) -> Trajectory:
-        return await play(request, self._world, self._engine.generate, place)
+        return await play(request, self._world, self._engine.generate, place, self._gate)
 
     async def play_lockstep(self, requests: Sequence[EpisodeRequest]) -> list[Trajectory]:
         """All at once, repeatable to the last bit (see `lockstep.py`)."""

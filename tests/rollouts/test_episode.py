@@ -17,7 +17,7 @@ from envs.types import Action, AgentTurn, StopReason
 from envs.users.base import UserReply
 from rollouts.engines.base import EngineConfig, EngineFailed, Generation, SamplingParams
 from rollouts.engines.fake import LOGPROB, FakeEngine, FakeScript
-from rollouts.episode import World, play
+from rollouts.episode import Gate, World, play
 from rollouts.gold import gold_trajectories
 from rollouts.prompts import system_prompt
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory, user_usage
@@ -246,7 +246,33 @@ def test_sampling_is_asked_as_the_request_and_the_limits_say(world: World, looku
     assert trajectory.cached_tokens == 5 * len(seen)
 
 
-@pytest.mark.parametrize(("last_wave", "first", "then"), [(True, -30, -20), (False, -1_000_030, -1_000_030)])
+def test_the_gate_lets_others_go_on_between_two_that_want_the_processor():
+    seen: list[str] = []
+
+    async def works(gate: Gate, name: str) -> None:
+        async with gate:
+            seen.append(name)
+
+    async def plays() -> None:
+        for _ in range(12):
+            seen.append(".")
+            await asyncio.sleep(0)
+
+    async def all_at_once() -> None:
+        gate = Gate()
+        workers = [asyncio.create_task(works(gate, name)) for name in "abcd"]
+        playing = asyncio.create_task(plays())
+        await asyncio.sleep(0)
+        workers[0].cancel()  # inside, before its turn
+        workers[2].cancel()  # in the queue
+        await asyncio.gather(*workers, playing, return_exceptions=True)
+
+    asyncio.run(all_at_once())
+    assert [name for name in seen if name != "."] == ["b", "d"]
+    assert "." in seen[seen.index("b") : seen.index("d")]
+
+
+@pytest.mark.parametrize(("last_wave", "first", "then"), [(True, -30, -23), (False, -1_000_030, -1_000_030)])
 def test_in_the_last_wave_the_longest_remainder_goes_first_and_before_it_the_longest_whole(
     world: World, lookup: Any, last_wave: bool, first: int, then: int
 ):
