@@ -60,7 +60,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--trajectories", type=Path, help="train on this file of a run instead of sampling")
     parser.add_argument("--repetitions", type=int, default=3, help="of tree and plain (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=8192, help="episodes are cut to so many tokens (%(default)s)")
-    parser.add_argument("--micro-batch-tokens", type=int, help="as in learner.micro_batch_tokens (4096; official 12288)")
+    parser.add_argument("--micro-batch-tokens", type=int, help="as in learner.micro_batch_tokens")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of timed updates (%(default)s)")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL out")
     parser.add_argument("--official", action="store_true", help="2 tasks × 4 samples, official prompt; times only")
@@ -69,8 +69,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if asked.repetitions < 1:
         parser.error(f"--repetitions is {asked.repetitions}; give it at least 1")
     asked.no_trl = asked.no_trl or asked.official
-    # A micro-batch shares what its episodes begin with, so it must hold several: with the official prompt one has 4,700 tokens.
-    asked.micro_batch_tokens = asked.micro_batch_tokens or (12288 if asked.official else 4096)
     return asked
 
 

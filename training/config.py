@@ -18,7 +18,7 @@ from rollouts.chat import ChatConfig
 from rollouts.engines.base import EngineConfig
 from rollouts.episode import EpisodeLimits
 from rollouts.prompts import Style
-from training.learner.base import LearnerConfig, LoRAConfig, why_merged
+from training.learner.base import LEAST_MICRO_BATCH_TOKENS, LearnerConfig, LoRAConfig, why_merged
 from training.loss import PolicyLossConfig
 
 
@@ -142,7 +142,7 @@ class LearnerSection(Section):
     offload_optimizer: bool = False
     offload_parameters: bool = False
     lora: LoRASection = Field(default_factory=LoRASection)
-    micro_batch_tokens: int = Field(4096, ge=1)
+    micro_batch_tokens: int | None = Field(None, ge=1)
     logits_chunk: int = Field(512, ge=1)
     prefix_tree: bool = True
     gradient_checkpointing: bool = False
@@ -509,6 +509,12 @@ class RunConfig(Section):
         if self.grpo.enabled and self.algorithm.credit == "turn" and "actions" not in self.reward:
             raise ValueError("algorithm.credit=turn tells turns apart by the action reward; set reward=actions or reward=mixed")
         return self
+
+    @property
+    def planned_micro_batch_tokens(self) -> int:
+        """What a micro-batch is expected to hold. Only the official prompt has episodes so long that the default follows them."""
+        longest = self.model.max_model_len if self.env.prompt == "official" else 0
+        return self.learner.micro_batch_tokens or max(LEAST_MICRO_BATCH_TOKENS, longest)
 
     @property
     def plays(self) -> bool:

@@ -95,7 +95,7 @@ def learner_bytes(config: RunConfig, shape: ShapeSection) -> dict[str, float]:
 
 def activation_bytes(config: RunConfig, shape: ShapeSection) -> int:
     """Of one micro-batch, in 16 bits: what a decoder layer keeps for its backward pass, of all layers or of one."""
-    tokens, hidden = config.learner.micro_batch_tokens, shape.hidden_size
+    tokens, hidden = config.planned_micro_batch_tokens, shape.hidden_size
     attention = 3 * (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim
     mlp = 4 * shape.intermediate_size * max(1, shape.num_experts_per_tok)
     layer = 2 * tokens * (10 * hidden + attention + mlp)

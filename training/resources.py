@@ -74,7 +74,7 @@ def memory_plan(config: RunConfig, model_path: str) -> dict[str, float]:
     parameters = _count_parameters(folder)
     # A small batch does not fill a micro-batch.
     episodes = max(config.sft.batch_size, config.grpo.tasks_per_step * config.grpo.samples_per_task)
-    tokens = min(config.learner.micro_batch_tokens, episodes * config.model.max_model_len)
+    tokens = min(config.planned_micro_batch_tokens, episodes * config.model.max_model_len)
     units = tokens * shape.get("num_hidden_layers", 0) * shape.get("hidden_size", 0)
     bytes_each = _LEARNER_BYTES if config.learner.lora.rank is None else _LORA_BYTES
     return {

@@ -37,6 +37,15 @@ def test_smaller_micro_batches_need_less(model: Path):
     assert 1.5 < large - small < 2.5
 
 
+def test_micro_batches_that_follow_the_episodes_are_planned_for_the_official_prompt(model: Path):
+    def learner(*keys: str) -> float:
+        return plan(model, "grpo.samples_per_task=8", *keys)["learner"]
+
+    assert learner() == learner("learner.micro_batch_tokens=4096")
+    official = ("env.prompt=official", "model.max_model_len=8192")
+    assert learner(*official) == learner("learner.micro_batch_tokens=8192", *official) > learner()
+
+
 def test_an_adapter_needs_less_than_all_weights(model: Path):
     everything, adapter = (plan(model, *lora)["learner"] for lora in ([], ["learner.lora.rank=8"]))
     assert everything - adapter == pytest.approx(134_530_276 * 10 / 2**30)

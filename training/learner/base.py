@@ -102,6 +102,10 @@ def why_merged(rank: int, modules_to_save: Sequence[str], quantize: str | None) 
     return None
 
 
+#: Unique tokens of a micro-batch where nobody says how many; more where two of the longest samples do not fit: they would not share.
+LEAST_MICRO_BATCH_TOKENS = 4096
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
     """One rank's settings. `zero_stage` is DeepSpeed's; `lora` None trains all weights.
@@ -114,7 +118,7 @@ class LearnerConfig:
     backend: Literal["fsdp", "deepspeed"] = "fsdp"
     dtype: str = "bfloat16"  # of parameters in the forward and backward pass; masters and optimizer are float32
     device: str = "cpu"
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int | None = None  # unique tokens computed at once; None: the least, or twice the longest sample
     logits_chunk: int = 512  # rows of logits in memory at once
     prefix_tree: bool = True
     gradient_checkpointing: bool = False

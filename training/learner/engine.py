@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from envs.errors import TaudojoError
 from rollouts.engines.base import ADAPTER_METADATA
-from training.learner.base import LearnerConfig, LossFn, LossInputs, Sample, torch_dtype
+from training.learner.base import LEAST_MICRO_BATCH_TOKENS, LearnerConfig, LossFn, LossInputs, Sample, torch_dtype
 from training.learner.loading import load_model, recurrent
 from training.learner.lora import Adapter, Piece, plain_pieces
 from training.learner.policy import Policy, loss_positions
@@ -179,14 +179,16 @@ class LearnerEngine(ABC):
 
     def _plan(self, batch: Sequence[Sample]) -> list[list[int]]:
         """The samples of each micro-batch, by number; empty ones at the end, since collectives need every rank equally often."""
-        budget, share = (1, False) if self.alone else (self.config.micro_batch_tokens, self.config.prefix_tree)
-        plan = pack([s.token_ids for s in batch], budget, share)
         longest = max((len(s.token_ids) for s in batch), default=0)
+        budget, share = self.config.micro_batch_tokens or max(LEAST_MICRO_BATCH_TOKENS, 2 * longest), self.config.prefix_tree
+        if self.alone:
+            budget, share = 1, False
+        plan = pack([s.token_ids for s in batch], budget, share)
         if share and len(batch) > 1 and longest > budget and not self._told_of_the_budget:
             self._told_of_the_budget = True
             log.warning(
                 "learner.micro_batch_tokens=%d is less than an episode (%d tokens): such episodes are computed one by one and "
-                "share no prefix; raise it to %d or more",
+                "share no prefix; raise it to %d or more, or leave it null",
                 budget,
                 longest,
                 2 * longest,
