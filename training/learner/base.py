@@ -102,7 +102,7 @@ def why_merged(rank: int, modules_to_save: Sequence[str], quantize: str | None) 
     return None
 
 
-#: Unique tokens of a micro-batch where nobody says how many; more where two of the longest samples do not fit: they would not share.
+#: Unique tokens of a micro-batch where nobody says how many; more where two of the longest samples would not fit, and not share.
 LEAST_MICRO_BATCH_TOKENS = 4096
 
 
