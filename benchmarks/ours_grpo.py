@@ -66,7 +66,7 @@ def started_parts(workload: Workload, source: DataSource, requests: Sequence[Epi
         learner = start_learner(config, workload.model_path, closers)
         gold = gold_trajectories(build_world(world), [request.task for request in requests[:1]])
         probe = [segment.token_ids[:700] for trajectory in gold for segment in trajectory.segments[:1]]
-        yield Parts(pool, learner, WeightSync(learner, pool, probe, config.dtype))
+        yield Parts(pool, learner, WeightSync(learner, pool, probe, config.model.dtype))
 
 
 def warm_up(parts: Parts, requests: Sequence[EpisodeRequest]) -> None:

@@ -93,6 +93,7 @@ def config() -> Any:
             "cluster=local",
             "tracking=none",
             "deterministic=true",
+            "model.dtype=float32",
             "model.max_model_len=2048",
             "rollout.kv_cache_gib=1.0",
             "rollout.max_concurrent=8",

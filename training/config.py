@@ -335,7 +335,7 @@ class SFTSection(TrainingStage):
 class RFTSection(TrainingStage):
     """`rounds` times: play `tasks_per_round` × `samples_per_task` episodes, keep the good ones, train on them as SFT does.
 
-    Ends earlier where `seconds` or `steps` (optimizer steps, of all rounds) are spent.
+    Ends earlier where `steps` (optimizer steps, of all rounds) are taken; no round is begun after `seconds`.
     """
 
     stage: ClassVar[str] = "rft"
@@ -438,7 +438,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def learner_can(self) -> Self:
-        if self.learner.backend == "deepspeed" and self.dtype == "float16":
+        if self.learner.backend == "deepspeed" and self.model.dtype == "float16":
             raise ValueError("the deepspeed learner computes in bfloat16 or float32; set model.dtype")
         if self.learner.lora.rank and not (self.learner.lora.targets or self.model.lora_targets):
             raise ValueError("LoRA needs the names of linear layers; set learner.lora.targets, e.g. [q_proj,v_proj]")
@@ -452,7 +452,7 @@ class RunConfig(Section):
         r, lora = self.rollout, self.lora_config()
         return EngineConfig(
             model_path=model_path,
-            dtype=self.dtype,
+            dtype=self.model.dtype,
             max_model_len=self.model.max_model_len,
             max_num_seqs=r.max_concurrent,
             max_batched_tokens=r.max_batched_tokens,
@@ -475,7 +475,7 @@ class RunConfig(Section):
             offload_optimizer=c.offload_optimizer,
             offload_parameters=c.offload_parameters,
             lora=self.lora_config(),
-            dtype=self.dtype,
+            dtype=self.model.dtype,
             device=self.cluster.device,
             micro_batch_tokens=c.micro_batch_tokens,
             logits_chunk=c.logits_chunk,
@@ -498,11 +498,6 @@ class RunConfig(Section):
         alone = self.cluster.device == "cuda" and lora.why_merged is None
         sync = lora.sync or ("adapter" if alone else "merged")
         return LoRAConfig(lora.rank, lora.alpha, targets, lora.dropout, tuple(lora.modules_to_save), sync, lora.quantize)
-
-    @property
-    def dtype(self) -> str:
-        """Deterministic runs compute in float32 on both sides."""
-        return "float32" if self.deterministic else self.model.dtype
 
     @model_validator(mode="after")
     def credit_has_actions(self) -> Self:

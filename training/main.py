@@ -183,7 +183,9 @@ class Session:
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
         self.sync = (
-            WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.dtype) if self.config.plays else NoEngines()
+            WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.model.dtype)
+            if self.config.plays
+            else NoEngines()
         )
         ahead = self.config.rollout.mode != "sync"
         if ahead:  # a worker may be rebuilt when the learner is further than the engines

@@ -293,7 +293,7 @@ def assert_it_leaves_what_it_promises(folder: Path):
 def test_deepspeed_trains_an_adapter_with_rft_and_every_option_of_grpo(tmp_path: Path):
     """Every sampled episode that τ² scores is kept, so that RFT has some after a few steps of SFT."""
     options = [
-        "deterministic=false",  # bfloat16: four times as fast
+        "deterministic=false",  # as most runs are
         "learner=deepspeed",
         "learner.lora.rank=4",
         "evaluate.test=0",

@@ -60,6 +60,7 @@ def command(world: Any, task_sets: Any, small_model: Path, tmp_path_factory: pyt
     return [
         "name=fixed",
         "deterministic=true",
+        "model.dtype=float32",
         "cluster=local",
         "tracking=none",
         f"model.path={small_model}",
