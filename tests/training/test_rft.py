@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_good_episodes_are_kept_the_best_of_each_task_and_no_two_with_the_same_c
 
 
 def test_a_round_takes_as_many_steps_as_its_epochs_have_batches():
-    assert [steps_of(n, rft_settings(batch_size=4, epochs=2)) for n in (0, 1, 3, 4, 7, 8)] == [0, 2, 2, 2, 2, 4]
+    assert [steps_of(n, rft_settings(batch_size=4, epochs=2)) for n in (0, 1, 3, 4, 7, 8)] == [0, 2, 2, 2, 4, 4]
 
 
 class CallingPool(FakePool):
@@ -115,6 +116,24 @@ def test_rft_ends_with_its_budget_of_steps(folder: RunFolder):
     learner = FakeLearner()
     assert play_rft(folder, learner, CallingPool(), FakeSync(), epochs=10, steps=3) == 3
     assert len(learner.batches) == 3
+
+
+def test_a_round_that_was_played_is_trained_on_and_none_is_begun_after_the_seconds(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+
+    class SlowPool(CallingPool):
+        def play(self, requests: Sequence[EpisodeRequest], on_done: Any = None) -> list[Trajectory]:
+            nonlocal now
+            now += 20.0
+            return super().play(requests, on_done)
+
+    monkeypatch.setattr("training.stages.rft.time", SimpleNamespace(monotonic=lambda: now))
+    learner, pool = FakeLearner(), SlowPool()
+    assert play_rft(folder, learner, pool, FakeSync(), seconds=10.0) == len(learner.batches) > 0
+    assert {r.step for r in pool.played} == {0}
+    assert play_rft(folder, FakeLearner(), pool, FakeSync(), seconds=10.0) == len(learner.batches)  # resumed: nothing is left
 
 
 @pytest.mark.parametrize("at", range(4))

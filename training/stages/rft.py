@@ -8,6 +8,7 @@ steps on them. The next round samples from the policy that came of it.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def keep(trajectories: Sequence[Trajectory], settings: RFTSection) -> tuple[list
 
 def steps_of(samples: int, settings: RFTSection) -> int:
     """Optimizer steps of a round that kept so many samples."""
-    return settings.epochs * (samples // min(settings.batch_size, samples)) if samples else 0
+    return settings.epochs * math.ceil(samples / settings.batch_size)
 
 
 def run_rft(
@@ -79,7 +80,8 @@ def run_rft(
     stop: StopSignal,
     stage: str = "rft",
 ) -> int:
-    """All rounds, or until the budget is spent; returns the number of optimizer steps.
+    """All rounds, or until the budget is spent; returns the number of optimizer steps. What was played is trained on, whatever
+    the seconds: they decide whether another round is begun.
 
     A round's episodes are stored before they are trained on, so that a resumed run finds its place in them. On Ctrl-C saves a
     checkpoint and raises Interrupted; while episodes are played there is nothing to save, and the round is played anew.
@@ -94,12 +96,12 @@ def run_rft(
     first = 0  # the round's first step
     with bar(stage, settings.rounds) as progress_bar:
         for number in range(settings.rounds):
-            if spent() >= 1.0:
-                break
             label = f"round {number + 1}/{settings.rounds}"
             requests = requests_of(settings, tasks, number, seed, stage)
             trajectories = store.read(stage, number)
             if len(trajectories) < len(requests):  # not played yet, or not to its end
+                if spent() >= 1.0:
+                    break
                 played = 0
 
                 def on_done(_: Trajectory, number: int = number, label: str = label, total: int = len(requests)) -> None:
@@ -121,7 +123,7 @@ def run_rft(
             samples = samples_of(keep(trajectories, settings)[0])
             last = first + steps_of(len(samples), settings)
             trained = False
-            while state.step < last and spent() < 1.0:
+            while state.step < min(last, settings.steps or last):
                 batch = batch_at(samples, state.step - first, settings.batch_size, seed + number)
                 lr = settings.lr * min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
                 metrics = parts.learner.update(batch, None, lr)

@@ -47,9 +47,11 @@ def kinds_of(trajectories: Sequence[Trajectory]) -> list[str]:
 
 
 def batch_at(samples: Sequence[Sample], step: int, size: int, seed: int, kinds: Sequence[str] = ()) -> list[Sample]:
-    """The batch of a step: a seeded order per epoch, so the position is the step and nothing else. See `spread` for `kinds`."""
-    size = min(size, len(samples))
-    per_epoch = len(samples) // size
+    """The batch of a step: a seeded order per epoch, so the position is the step and nothing else. See `spread` for `kinds`.
+
+    An epoch's last batch has what is left.
+    """
+    per_epoch = math.ceil(len(samples) / size)
     order = _epoch(tuple(kinds) or ("",) * len(samples), seed, step // per_epoch)
     at = (step % per_epoch) * size
     return [samples[i] for i in order[at : at + size]]
