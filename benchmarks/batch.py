@@ -45,7 +45,8 @@ def read_batch(path: Path, max_tokens: int, count: int | None = None) -> list[Ro
         key = (trajectory.step, trajectory.group)
         advantage = trajectory.reward.total - sum(rewards[key]) / len(rewards[key])
         for segment in trajectory.segments:
-            tokens, mask = segment.token_ids[:max_tokens], segment.loss_mask[:max_tokens]
+            tokens = segment.token_ids[:max_tokens].tolist()
+            mask = [bool(own) for own in segment.loss_mask[:max_tokens]]
             if not any(mask[1:]):
                 raise TaudojoError(
                     f"{path}: the policy wrote nothing in the first {max_tokens} tokens of an episode of task "

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -78,6 +79,9 @@ class World:
         return [replace(m, content=render_observation(m, self.style, self.domain.compact)) for m in messages]
 
 
+_NO_LOSS, _NOT_SAMPLED = array("b", [0]), array("d", [0.0])
+
+
 class _Context:
     """The growing row of tokens, in segments."""
 
@@ -85,26 +89,26 @@ class _Context:
         self.segments: list[TokenSegment] = []
 
     def start(self, ids: list[int]) -> None:
-        self.segments.append(TokenSegment([], [], [], []))
+        self.segments.append(TokenSegment(array("i"), array("b"), array("d"), []))
         self.append(ids)
 
     @property
-    def ids(self) -> list[int]:
+    def ids(self) -> array[int]:
         return self.segments[-1].token_ids
 
     def append(self, ids: Sequence[int]) -> None:
         """Tokens of the world: no loss."""
         segment = self.segments[-1]
         segment.token_ids.extend(ids)
-        segment.loss_mask.extend([False] * len(ids))
-        segment.logprobs.extend([0.0] * len(ids))
+        segment.loss_mask.extend(_NO_LOSS * len(ids))
+        segment.logprobs.extend(_NOT_SAMPLED * len(ids))
 
     def sampled(self, generation: Generation) -> None:
         """Tokens of the policy."""
         segment = self.segments[-1]
         start = len(segment.token_ids)
         segment.token_ids.extend(generation.token_ids)
-        segment.loss_mask.extend([True] * len(generation.token_ids))
+        segment.loss_mask.extend([1] * len(generation.token_ids))
         segment.logprobs.extend(generation.logprobs)
         segment.versions.extend((start + first, start + last, version) for first, last, version in generation.versions)
 

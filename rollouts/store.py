@@ -161,7 +161,7 @@ def _indexed(path: Path) -> Iterator[tuple[int, Trajectory]]:
         try:
             raw = json.loads(line)
             yield raw.get("index", number - 1), Trajectory.from_json(raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}:{number}: not a trajectory ({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,9 +16,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class TokenSegment:
-    """A run of tokens that the policy saw as one context. All lists have one entry per token.
+    """A run of tokens that the policy saw as one context. The first three have one entry per token, and become arrays whatever
+    sequences are given: a list of numbers takes six times the memory, six times as long to cross a process border, and garbage
+    collection walks through it again and again.
 
-    `loss_mask` is true on the policy's own tokens; `logprobs` are those they were sampled with, 0.0 elsewhere.
+    `loss_mask` is 1 on the policy's own tokens; `logprobs` are those they were sampled with, 0.0 elsewhere.
     `versions` holds `(start, stop, weight version)` for each sampled span; a turn in which weights were swapped has several.
 
     Such a mixture needs no further care. An engine that swaps computes the whole context anew, so a token's log-prob is that of
@@ -25,14 +28,19 @@ class TokenSegment:
     compares just that number with the learner's for the same token and context, one token at a time; it never asks for a version.
     """
 
-    token_ids: list[int]
-    loss_mask: list[bool]
-    logprobs: list[float]
+    token_ids: array[int]
+    loss_mask: array[int]
+    logprobs: array[float]
     versions: list[tuple[int, int, int]]
+
+    def __post_init__(self) -> None:
+        for name, code in (("token_ids", "i"), ("loss_mask", "b"), ("logprobs", "d")):
+            if not isinstance(given := getattr(self, name), array):
+                object.__setattr__(self, name, array(code, given))
 
     @property
     def sampled(self) -> int:
-        return self.loss_mask.count(True)
+        return self.loss_mask.count(1)
 
     @property
     def turns(self) -> list[tuple[int, int]]:
@@ -121,7 +129,7 @@ class Trajectory:
             "reward": self.reward.to_json(),
             "metrics": self.metrics.to_json(),
             "tokens": {
-                "prompt": self.segments[0].loss_mask.index(True) if any(self.segments[0].loss_mask) else self.tokens,
+                "prompt": self.segments[0].loss_mask.index(1) if any(self.segments[0].loss_mask) else self.tokens,
                 "sampled": self.sampled_tokens,
                 "total": self.tokens,
                 "cached": self.cached_tokens,
@@ -133,8 +141,8 @@ class Trajectory:
             **({"user_usage": dict(self.user_usage)} if self.user_usage else {}),
             "segments": [
                 {
-                    "token_ids": s.token_ids,
-                    "loss_mask": [int(m) for m in s.loss_mask],
+                    "token_ids": s.token_ids.tolist(),
+                    "loss_mask": s.loss_mask.tolist(),
                     "logprobs": [round(x, 6) for x in s.logprobs],
                     "versions": s.versions,
                 }
@@ -151,9 +159,9 @@ class Trajectory:
             kind=raw["kind"],
             segments=[
                 TokenSegment(
-                    list(s["token_ids"]),
-                    [bool(m) for m in s["loss_mask"]],
-                    list(s["logprobs"]),
+                    array("i", s["token_ids"]),
+                    array("b", s["loss_mask"]),
+                    array("d", s["logprobs"]),
                     [(a, b, v) for a, b, v in s["versions"]],
                 )
                 for s in raw["segments"]

@@ -100,9 +100,9 @@ def _fault(trajectory: Trajectory, chat: ChatFormat) -> str | None:
     for segment in trajectory.segments:
         if wrong := _uneven(segment):
             return wrong
-        strange = next((i for i in segment.token_ids if not isinstance(i, int) or not 0 <= i < vocabulary), None)
+        strange = next((i for i in segment.token_ids if not 0 <= i < vocabulary), None)
         if strange is not None:
-            return f"token {strange!r} is not one of this tokenizer's {vocabulary}; the episode was recorded with another model"
+            return f"token {strange} is not one of this tokenizer's {vocabulary}; the episode was recorded with another model"
     said = next((m.content for m in trajectory.transcript.agent_messages if m.role == "user" and m.content), None)
     if said and trajectory.tokens:
         wanted = _bare(said)[:_COMPARED_CHARS]

@@ -143,7 +143,7 @@ def _row(trajectory: Trajectory) -> tuple[list[int], list[int], list[int]]:
     if not segment.sampled:
         task_id, length = trajectory.transcript.task_id, len(segment.token_ids)
         raise TaudojoError(f"The prompt of task {task_id} has {length} tokens; set a larger model.max_model_len.")
-    return cut(segment.token_ids, segment.loss_mask)
+    return cut(segment.token_ids.tolist(), [bool(own) for own in segment.loss_mask])
 
 
 def cut(token_ids: list[int], loss_mask: list[bool]) -> tuple[list[int], list[int], list[int]]:

@@ -32,7 +32,7 @@ class GoldTrainer:
         for ids, mask in zip(gold, masks, strict=True):
             for start in (i for i in range(1, len(ids)) if mask[i] and not mask[i - 1]):
                 end = next((i for i in range(start, len(ids)) if not mask[i]), len(ids))
-                self._next[tuple(ids[:start])] = ids[start:end]
+                self._next[tuple(ids[:start])] = list(ids[start:end])
 
     def _generate_single_turn(self, prompts: list[list[int]], *_: Any) -> tuple[list[list[int]], None]:
         self.batches.append(len(prompts))
@@ -75,8 +75,8 @@ def test_trl_gets_the_trajectory_cut_at_the_first_sampled_token(played: Any):
     rows = zip(output["prompt_ids"], output["completion_ids"], output["env_mask"], gold, strict=True)
     for prompt, completion, mask, trajectory in rows:
         (segment,) = trajectory.segments
-        assert prompt + completion == segment.token_ids
-        assert [False] * len(prompt) + [own == 1 for own in mask] == segment.loss_mask
+        assert prompt + completion == segment.token_ids.tolist()
+        assert [False] * len(prompt) + [own == 1 for own in mask] == segment.loss_mask.tolist()
         assert mask[0] == 1
 
 

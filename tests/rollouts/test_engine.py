@@ -268,7 +268,7 @@ def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool
     segments = [t.segments[0] for t in trajectories]
     scores = learner.logprobs([Sample(s.token_ids, s.loss_mask) for s in segments])
     for trajectory, segment, row in zip(trajectories, segments, scores, strict=True):
-        expected = np.array(row)[np.array(segment.loss_mask)]
+        expected = np.array(row)[np.array(segment.loss_mask, bool)]
         assert np.abs(sampled(trajectory)[:, 1] - expected).max() < 1e-3
         assert (sampled(trajectory)[:, 1] <= 0.0).all()
     versions = {v for s in segments for _, _, v in s.versions}

@@ -57,7 +57,7 @@ def check_growth(trajectory: Trajectory, prompts: list[list[int]], world: World)
     """Every prompt is the beginning of the finished row: a conversation grows at its end and nothing is rendered again."""
     (segment,) = trajectory.segments
     for prompt in prompts:
-        assert segment.token_ids[: len(prompt)] == prompt
+        assert segment.token_ids[: len(prompt)].tolist() == prompt
         assert not segment.loss_mask[len(prompt) - 1]
 
 
@@ -104,7 +104,7 @@ def test_the_mask_covers_the_policy_s_own_turns_and_nothing_else(world: World, t
         assert [world.parser.parse(text_of(world, run)) for run in runs(segment)] == [
             AgentTurn(m.content, m.actions) for m in said
         ]
-        assert [segment.token_ids[a:b] for a, b, _ in segment.versions] == expected
+        assert [segment.token_ids[a:b].tolist() for a, b, _ in segment.versions] == expected
         assert segment.sampled == trajectory.sampled_tokens == sum(map(len, expected))
 
 
@@ -162,7 +162,7 @@ def test_a_text_and_a_call_are_answered_and_their_log_probs_are_the_engine_s(wor
     assert trajectory.transcript.stop_reason is StopReason.USER_STOP
     (segment,) = trajectory.segments
     assert runs(segment) == [world.chat.assistant(t) for t in turns]
-    assert segment.logprobs == [LOGPROB if masked else 0.0 for masked in segment.loss_mask]
+    assert segment.logprobs.tolist() == [LOGPROB if masked else 0.0 for masked in segment.loss_mask]
 
 
 def test_a_turn_that_was_cut_off_is_closed_for_the_policy(world: World, lookup: Any):

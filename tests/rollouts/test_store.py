@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import subprocess
 import sys
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,15 @@ def test_trajectories_survive_their_file(tmp_path: Path, trajectories: list[Traj
     assert path == tmp_path / "trajectories" / f"eval-before-0003-w0.jsonl{'.zst' if compress else ''}"
     assert store.read("eval/before", 3) == [rounded(t) for t in trajectories]
     assert list(read_file(path)) == [rounded(t) for t in trajectories]
+
+
+def test_a_segment_keeps_its_numbers_in_arrays_also_in_another_process():
+    segment = TokenSegment([1, 70_000], [False, True], [0.0, -1.5], [(1, 2, 0)])  # type: ignore[arg-type]
+    assert pickle.loads(pickle.dumps(segment)) == segment
+    assert segment.token_ids == array("i", [1, 70_000])
+    assert segment.loss_mask == array("b", [0, 1])
+    assert segment.logprobs == array("d", [0.0, -1.5])
+    assert segment.sampled == 1
 
 
 def test_a_line_has_what_a_reader_looks_for(tmp_path: Path, trajectories: list[Trajectory]):

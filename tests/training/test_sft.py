@@ -84,7 +84,7 @@ def test_a_budget_ends_at_steps_or_seconds_whichever_comes_first():
 
 def test_sft_samples_are_the_segments_with_their_masks():
     samples = samples_of([trajectory(1.0, 0, segments=2), trajectory(0.0, 0)])
-    assert [(s.token_ids, s.loss_mask, s.advantages) for s in samples] == [([5, 6, 7], [False, True, True], None)] * 3
+    assert [(list(s.token_ids), list(s.loss_mask), s.advantages) for s in samples] == [([5, 6, 7], [False, True, True], None)] * 3
 
 
 def test_sft_trains_on_each_step_s_batch_at_its_rate(folder: RunFolder):

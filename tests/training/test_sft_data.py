@@ -83,7 +83,8 @@ def another_tokenizer(line: dict[str, Any]) -> None:
         (shorten("token_ids"), "a segment has"),
         (set_token(10**6), "token 1000000 is not one of this tokenizer's 49152; the episode was recorded with another model"),
         (set_token(-1), "token -1 is not"),
-        (set_token("12"), "token '12' is not"),
+        (set_token("12"), "not a trajectory .*; mend or remove the line"),
+        (set_token(10**12), "not a trajectory .*; mend or remove the line"),
         (another_tokenizer, "the tokens do not spell the customer's words; the episode was recorded with another tokenizer"),
     ],
 )
