@@ -56,7 +56,7 @@ class RecordingWorker(RolloutWorker):
             turns.append(Turn(begin, prompt, generation.token_ids, generation.cached_tokens))
             return generation
 
-        return await play_episode(request, self._world, generate, place)
+        return await play_episode(request, self._world, generate, place, self._gate)
 
     def _turns(self) -> dict[int, list[Turn]]:
         return self.__dict__.setdefault("recorded", {})
@@ -188,7 +188,7 @@ async def replay_on(
     episodes: Sequence[Sequence[Mapping[str, Any]]],
     concurrent: int,
 ) -> int:
-    """Plays the turns again, so many episodes at a time; returns the number of tokens written.
+    """Plays the turns again, so many episodes at a time, in the order in which they began; returns the number of tokens written.
 
     Raises:
         TaudojoError: the engine did not write what it was told to, so this would not be the same work.
@@ -202,7 +202,8 @@ async def replay_on(
                     raise TaudojoError("the replay's engine wrote other tokens than the episode has")
         return sum(len(turn["sampled"]) for turn in turns)
 
-    return sum(await asyncio.gather(*(one(turns) for turns in episodes)))
+    in_order = sorted((turns for turns in episodes if turns), key=lambda turns: turns[0]["begin"])
+    return sum(await asyncio.gather(*(one(turns) for turns in in_order)))
 
 
 if __name__ == "__main__":

@@ -102,18 +102,19 @@ class Engine:
 
 def test_a_replay_asks_for_the_same_prompts_and_tokens_turn_after_turn():
     engine = Engine()
-    episodes = [[{"prompt": [e, turn], "sampled": [0] * (e + 1)} for turn in range(3)] for e in range(4)]
-    tokens = asyncio.run(replay_on(engine.write, episodes, concurrent=2))
+    begins = [2.0, 0.0, 1.0, 3.0]
+    turns = [[{"begin": begins[e] + turn, "prompt": [e, turn], "sampled": [0] * (e + 1)} for turn in range(3)] for e in range(4)]
+    tokens = asyncio.run(replay_on(engine.write, turns, concurrent=2))
     assert tokens == 3 * (1 + 2 + 3 + 4)
-    assert sorted(engine.requests) == sorted(t["prompt"] for e in episodes for t in e)
+    assert sorted(engine.requests) == sorted(t["prompt"] for e in turns for t in e)
     for episode in range(4):
         assert [p[1] for p in engine.requests if p[0] == episode] == [0, 1, 2]
-    assert [p[0] for p in engine.requests[:2]] == [0, 1] and engine.most == 2
+    assert [p[0] for p in engine.requests if p[1] == 0] == [1, 2, 0, 3] and engine.most == 2  # as they began
 
 
 def test_a_replay_with_other_tokens_is_no_limit():
     with pytest.raises(TaudojoError, match="wrote other tokens"):
-        asyncio.run(replay_on(Engine(wrong=True).write, [[{"prompt": [1], "sampled": [2, 3]}]], concurrent=1))
+        asyncio.run(replay_on(Engine(wrong=True).write, [[{"begin": 0.0, "prompt": [1], "sampled": [2, 3]}]], concurrent=1))
 
 
 def test_a_replayed_request_writes_its_tokens_wherever_it_stands_in_the_batch():
