@@ -21,7 +21,7 @@ from rollouts.episode import World, play
 from rollouts.scheduler import RolloutPool
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.worker import build_world
-from training.config import load
+from training.compose import load
 from training.models import resolve_model
 from training.startup import start_ray, world_config
 

@@ -23,7 +23,8 @@ from envs.domain import Domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import sample_tasks, task_users
 from rollouts.trajectory import EpisodeRequest, Trajectory
-from training.config import RunConfig, load
+from training.compose import load
+from training.config import RunConfig
 
 PHASES = ("rollout_s", "reward_s", "update_s", "sync_s")
 

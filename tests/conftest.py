@@ -86,7 +86,7 @@ def packaged_data() -> DataSource:
 @pytest.fixture(scope="session")
 def config() -> Any:
     """A small, repeatable run on one machine's CPUs."""
-    from training.config import load
+    from training.compose import load
 
     return load(
         [

@@ -28,7 +28,8 @@ from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
 from training.checkpoints import ensure_whole
-from training.config import GRPOSection, RunConfig, load
+from training.compose import load
+from training.config import GRPOSection, RunConfig
 from training.models import resolve_model
 from training.progress import bar, console, shown
 from training.resources import check_resources

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.errors import TaudojoError
-from training.config import RunConfig, ShapeSection, load
+from training.compose import load
+from training.config import RunConfig, ShapeSection
 
 GIB = 2**30
 #: Bytes of a weight in NF4 with doubly quantised constants: half a byte, a byte for 64 weights, a float for 64 × 256.

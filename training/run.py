@@ -24,7 +24,8 @@ import yaml
 
 from envs.errors import TaudojoError
 from training.checkpoints import damage, seal
-from training.config import RunConfig, validate
+from training.compose import validate
+from training.config import RunConfig
 from training.learner.group import LearnerGroup
 
 #: Kept for good: later stages, GRPO variants and studies start from them.

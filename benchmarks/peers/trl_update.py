@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.batch import read_batch, whole_groups
 from benchmarks.peers.trl_grpo import cut, grpo_trainer, warm_up
 from benchmarks.process import job_main
-from training.config import load
+from training.compose import load
 
 
 def run(job: dict[str, Any]) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import load
+from training.compose import load
 from training.learner.base import Sample
 from training.run import Interrupted, RunFolder, RunState, StopSignal
 from training.stages.polish import run_polish

@@ -167,7 +167,7 @@ def test_an_episode_with_a_noisy_scripted_customer_ends(retail):
 
 
 def test_every_name_of_the_registry_has_a_file_of_settings_that_fits():
-    from training.config import load, options
+    from training.compose import load, options
 
     assert set(options("user")) == set(USERS)
     assert {name: load([f"user={name}"]).user.name for name in USERS} == {name: name for name in USERS}
@@ -175,7 +175,7 @@ def test_every_name_of_the_registry_has_a_file_of_settings_that_fits():
 
 @pytest.mark.parametrize("name", ["scripted", "noisy"])
 def test_the_shipped_settings_build_a_customer(retail, name):
-    from training.config import load
+    from training.compose import load
 
     config = load([f"user={name}"]).user
     assert isinstance(user_factory(name, config.settings, retail)(), ScriptedUser if name == "scripted" else NoisyUser)

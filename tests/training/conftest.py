@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import load
+from training.compose import load
 from training.run import RunFolder
 
 

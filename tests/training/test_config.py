@@ -9,7 +9,8 @@ import yaml
 
 import configs
 from envs.errors import TaudojoError
-from training.config import RunConfig, known_keys, load, options, validate
+from training.compose import known_keys, load, options, validate
+from training.config import RunConfig
 from training.loss import PolicyLossConfig
 
 CONFIGS = Path(configs.__file__).parent

@@ -19,7 +19,7 @@ import ray
 from rollouts.gold import gold_trajectories
 from rollouts.trajectory import EpisodeRequest
 from training import main as command
-from training.config import load
+from training.compose import load
 from training.main import main
 from training.run import RunFolder
 

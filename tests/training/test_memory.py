@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from envs.errors import TaudojoError
-from training.config import ShapeSection, load
+from training.compose import load
+from training.config import ShapeSection
 from training.memory import (
     adapter_parameters,
     cache_tokens,

@@ -25,7 +25,8 @@ from rollouts.engines.fake import FakeScript
 from rollouts.scheduler import RolloutPool
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import Trajectory
-from training.config import AlgorithmSection, GRPOSection, RolloutSection, TrackingSection, load
+from training.compose import load
+from training.config import AlgorithmSection, GRPOSection, RolloutSection, TrackingSection
 from training.learner.base import Sample
 from training.run import Interrupted, RunFolder
 from training.stages.ahead import Ahead

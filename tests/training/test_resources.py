@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from envs.errors import TaudojoError
-from training.config import load
+from training.compose import load
 from training.resources import check_resources, disk_plan_gb, memory_plan
 
 

@@ -15,7 +15,8 @@ from envs.types import Action, Message, StopReason, Transcript
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from stage_fakes import Broken, FakeLearner, FakePool, FakeStop, FakeSync, break_at, metrics_of, task, tracker, trajectory
-from training.config import RFTSection, load
+from training.compose import load
+from training.config import RFTSection
 from training.run import Interrupted, RunFolder
 from training.stages.grpo import Parts
 from training.stages.rft import keep, run_rft, steps_of

@@ -16,7 +16,8 @@ import pytest
 
 from envs.errors import TaudojoError
 from training.checkpoints import damage
-from training.config import RunConfig, load
+from training.compose import load
+from training.config import RunConfig
 from training.run import RunFolder, RunState, StopSignal, write_atomically
 
 

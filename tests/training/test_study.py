@@ -14,7 +14,7 @@ from rewards.breakdown import RewardBreakdown
 from rewards.metrics import EpisodeMetrics
 from rollouts.store import TrajectoryStore
 from rollouts.trajectory import TokenSegment, Trajectory
-from training.config import load
+from training.compose import load
 from training.run import RunFolder
 from training.stages import sft
 from training.stages.study import StudySession, compare, draw, print_study

@@ -10,7 +10,7 @@ from envs.data import DataSource
 from envs.domain import Domain, load_domain
 from envs.errors import TaudojoError
 from envs.retail.sampler import task_users
-from training.config import load
+from training.compose import load
 from training.tasks import TaskSets, choose_tasks
 
 SMALL = ["evaluate.heldout=60", "sft.tasks=120"]

@@ -15,7 +15,8 @@ from rollouts.report import write_report
 from rollouts.samples import MAX_TEXT_CHARS, plain, sample_row, spread
 from rollouts.trajectory import Trajectory
 from stage_fakes import trajectory
-from training.config import TrackingSection, load
+from training.compose import load
+from training.config import TrackingSection
 from training.tracking import Tracker
 
 HOSTILE = "<script>alert(1)</script> [bold]not[/bold] \x1b[2J\x07 \ud800"

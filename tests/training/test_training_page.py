@@ -9,7 +9,8 @@ from typing import get_args
 
 import pytest
 
-from training.config import AlgorithmSection, known_keys, load, options
+from training.compose import known_keys, load, options
+from training.config import AlgorithmSection
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
