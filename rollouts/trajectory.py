@@ -160,7 +160,7 @@ class Trajectory:
             segments=[
                 TokenSegment(
                     array("i", s["token_ids"]),
-                    array("b", s["loss_mask"]),
+                    array("b", map(bool, s["loss_mask"])),
                     array("d", s["logprobs"]),
                     [(a, b, v) for a, b, v in s["versions"]],
                 )
