@@ -7,13 +7,14 @@
 Episodes are sampled once from an SFT checkpoint (4 tasks × 6 samples of retail, compact prompt), or read from a run. The same
 tokens then go through one update of every variant, each in a process of its own, alternated: the tree, packed side by side
 without padding, and TRL's GRPOTrainer once (`benchmarks/peers/trl_update.py`). A float32 pass over the first 8,000 tokens
-compares gradients and log-probabilities with plain Hugging Face, whose own rounding stderr tells (against float64). Progress
-and tables go to stderr; the last line on stdout is JSON:
+compares gradients and log-probabilities with plain Hugging Face. Progress and tables go to stderr; the last line on stdout is
+JSON:
 
     tokens, unique_tokens   of all episodes, and of their trie; dedup_ratio is the one over the other
     flop_ratio              plain over tree, by `benchmarks/flops.py`: the speed-up that the arithmetic allows
     tree_s, plain_s         seconds of one update, median of the repetitions; …_tokens_per_s divide `tokens` by them
-    grad_rel_err            ‖ours − Hugging Face‖ / ‖Hugging Face‖ over all gradients; logprob_max_abs over all tokens
+    grad_rel_err            ‖ours − Hugging Face‖ / ‖Hugging Face‖ over all gradients, ours in float32, Hugging Face's in float64
+                            (stderr tells the distance from its float32 too); logprob_max_abs from its float32, over all tokens
     peak_rss_ratio          peak resident memory, tree over plain
     mfu_unique              the tree's FLOPs over tree_s × the measured rate of matrix products (gemm_tflops_peak)
 
@@ -96,8 +97,9 @@ def measure(asked: argparse.Namespace, model: Path, file: Path, run: Run) -> dic
     if not asked.official:  # Hugging Face keeps more of an episode of 4,700 tokens than 24 GB hold
         exact = run(OURS, job | {"kind": "exact"})
         say(
-            f"gradients of {exact['tokens']:.0f} tokens in float32 differ from Hugging Face's by {exact['grad_rel_err']:.1e}; "
-            f"from its in float64 ours by {exact['ours_to_float64']:.1e}, its own by {exact['hugging_face_to_float64']:.1e}"
+            f"gradients of {exact['tokens']:.0f} tokens in float32: from Hugging Face's in float64 ours differ by "
+            f"{exact['grad_rel_err']:.1e} and its own in float32 by {exact['hugging_face_rel_err']:.1e}; ours from those by "
+            f"{exact['grad_rel_err_float32']:.1e}"
         )
     trl = None if asked.no_trl else run(TRL, job)
     return result(Shape.read(model), rows, updates, gemm["tflops"], exact, trl)

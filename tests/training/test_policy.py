@@ -32,3 +32,20 @@ def test_blocks_of_logits_give_what_whole_logits_give(monkeypatch, block: int, t
     torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-5)
     for mine, tensor in zip(ours, (hidden, *head.parameters()), strict=True):
         torch.testing.assert_close(mine, tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_confident_token_has_the_gradient_of_what_it_is_not(monkeypatch):
+    monkeypatch.setattr(policy, "CPU_VOCABULARY_BLOCK", 7)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.rand(4, 8), torch.randn(128, 8) / 10, torch.full((4,), 50)
+    hidden[:, 0], weight[50, 0] = 1.0, 18.0  # p = 1 − 2e-6, which float32 keeps two digits of
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        row, head = hidden.detach().to(dtype).clone().requires_grad_(), weight.to(dtype)
+        if dtype == torch.float32:
+            logprobs, _ = policy._LogProbs.apply(row, head, None, targets, 1.0, 4)
+        else:
+            logprobs = torch.log_softmax(row @ head.T, -1)[:, 50]
+        logprobs.sum().backward()
+        gradients.append(row.grad.double())
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=0)

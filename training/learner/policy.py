@@ -59,8 +59,9 @@ class _LogProbs(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        of_target, total, weighted = (torch.zeros(len(hidden_PD), device=hidden_PD.device) for _ in range(3))
-        highest = torch.full_like(total, torch.finfo(total.dtype).min)
+        of_target = torch.zeros(len(hidden_PD), device=hidden_PD.device)
+        highest = torch.full_like(of_target, torch.finfo(of_target.dtype).min)
+        total, weighted = torch.zeros_like(of_target, dtype=torch.float64), torch.zeros_like(of_target, dtype=torch.float64)
         for columns in _blocks(weight_VD):
             for start in range(0, len(hidden_PD), chunk):
                 rows = slice(start, start + chunk)
@@ -68,18 +69,18 @@ class _LogProbs(torch.autograd.Function):
                 column, inside = _within(targets_P[rows], columns)
                 of_target[rows] += logits.gather(1, column)[:, 0] * inside
                 top = torch.maximum(highest[rows], logits.amax(-1))
-                rise = highest[rows] - top
+                rise = (highest[rows] - top).double()
                 shrink = rise.exp()
                 exponentials = logits.sub_(top[:, None]).exp()
-                weighted[rows] = shrink * (weighted[rows] + total[rows] * rise) + (logits.mul_(exponentials)).sum(-1)
-                total[rows] = shrink * total[rows] + exponentials.sum(-1)
+                weighted[rows] = shrink * (weighted[rows] + total[rows] * rise) + logits.mul_(exponentials).sum(-1)
+                total[rows] = shrink * total[rows] + exponentials.sum(-1, dtype=torch.float64)
                 highest[rows] = top
-        # Kept apart: their sum would round a confident token's 1 − p away.
+        # Apart, and in float64: a confident token's Σ exp(x − m) is 1 and a little, and that little is its gradient.
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, targets_P, highest, total)
         ctx.temperature, ctx.chunk = temperature, chunk
-        entropy = total.log() - weighted / total
+        entropy = (total.log() - weighted / total).float()
         ctx.mark_non_differentiable(entropy)
-        return of_target - highest - total.log(), entropy
+        return (of_target - highest - total.log()).float(), entropy
 
     @staticmethod
     def backward(ctx: Any, grad_P: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,9 +96,11 @@ class _LogProbs(torch.autograd.Function):
                 rows = slice(start, start + ctx.chunk)
                 hidden, grad = hidden_PD[rows], grad_P[rows, None] / ctx.temperature
                 logits = _logits(hidden, weight, None if bias_V is None else bias_V[columns], ctx.temperature)
-                grad_logits = logits.sub_(highest_P[rows, None]).exp_().mul_(-grad / total_P[rows, None])
+                exponentials, total = logits.sub_(highest_P[rows, None]).exp_(), total_P[rows, None]
                 column, inside = _within(targets_P[rows], columns)
-                grad_logits.scatter_add_(1, column, grad * inside[:, None])
+                of_target = (grad * (total - exponentials.gather(1, column)) / total).float()
+                grad_logits = exponentials.mul_((-grad / total).float())
+                grad_logits.scatter_(1, column, torch.where(inside[:, None], of_target, grad_logits.gather(1, column)))
                 grad_logits = grad_logits.to(hidden.dtype)
                 grad_hidden[rows] += grad_logits @ weight
                 if grad_weight is not None:
