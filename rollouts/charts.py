@@ -240,7 +240,7 @@ def _time_split(ax: Axes, seconds: Mapping[str, float], grpo: Series, theme: The
         return
     longest = max(sum(parts.values()) for parts in bars.values())
     for y, parts in enumerate(bars.values()):
-        left = 0.0
+        left, slivers = 0.0, 0
         for i, (name, value) in enumerate(parts.items()):
             colour = theme.lines[i % len(theme.lines)]
             ax.barh(y, value, 0.42, left=left, color=colour, edgecolor=theme.ground, linewidth=1.5)
@@ -248,7 +248,9 @@ def _time_split(ax: Axes, seconds: Mapping[str, float], grpo: Series, theme: The
             if value > 0.11 * longest:
                 ax.text(left + value / 2, y, f"{name}\n{value:.0f} s", ha="center", va="center", fontsize=8.5, color="white")
             elif value > 0:
-                ax.text(left + value / 2, y + 0.26 + 0.13 * (i % 2), f"{name} {value:.0f} s", ha="center", va="top", fontsize=8)
+                below = y + 0.25 + 0.1 * (slivers % 3)
+                ax.text(left + value / 2, below, f"{name} {value:.0f} s", ha="center", va="top", fontsize=8)
+                slivers += 1
             left += value
         ax.text(left + 0.01 * longest, y, f"{left:.0f} s", va="center", fontsize=9, fontweight="bold")
     ax.set_yticks(range(len(bars)), list(bars))
