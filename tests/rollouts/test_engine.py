@@ -199,7 +199,8 @@ def test_the_adapter_alone_travels_and_is_proven(
 
         (trajectory,) = pool.play(requests(task_sets, 1, temperature=1.0))
         segment = trajectory.segments[0]
-        expected = np.array(learner.logprobs([Sample(segment.token_ids, segment.loss_mask)])[0])[np.array(segment.loss_mask, bool)]
+        own = np.array(segment.loss_mask, bool)
+        expected = np.array(learner.logprobs([Sample(segment.token_ids, segment.loss_mask)])[0])[own]
         assert np.abs(sampled(trajectory)[:, 1] - expected).max() < 1e-3
         assert {v for _, _, v in segment.versions} == {sync.version}
 
