@@ -80,6 +80,12 @@ def requests(task_sets: Any, number: int, temperature: float) -> list[EpisodeReq
     return [EpisodeRequest(t, seed=100 + n, stage="test", group=n, temperature=temperature) for n, t in enumerate(tasks)]
 
 
+def longest_answer(pool: RolloutPool) -> int:
+    """Tokens of the longest answer that an engine is writing."""
+    written = [w.__ray_call__.remote(lambda worker: list(worker._engine._written().values())) for w in pool._workers]
+    return max((n for answers in get(written, 60, "the answers' lengths") for n in answers), default=0)
+
+
 def sampled(trajectory: Trajectory) -> np.ndarray:
     """Sampled tokens and the log-probs that they were sampled with, `[tokens, 2]`."""
     rows = [
@@ -286,9 +292,11 @@ def test_a_turn_in_which_weights_change_keeps_its_tokens_and_goes_on_as_the_new_
     with ThreadPoolExecutor(1) as thread:
         playing = thread.submit(pool.play, requests(task_sets, 4, temperature=1.0))
         while not playing.done() and version < 106:
-            time.sleep(2.5)  # each change costs a prefill of all contexts first
-            version += 1
-            pool.load_weights(weights[version % 2], version)
+            if longest_answer(pool) > 2:
+                version += 1
+                pool.load_weights(weights[version % 2], version)
+                time.sleep(1.0)  # each change costs a prefill of all contexts first
+            time.sleep(0.05)
     segments = [segment for trajectory in playing.result() for segment in trajectory.segments]
     expected = []
     for scored in weights:
@@ -303,7 +311,7 @@ def test_a_turn_in_which_weights_change_keeps_its_tokens_and_goes_on_as_the_new_
             own, other = (np.array(expected[(made_by + n) % 2][number][start:stop]) for n in (0, 1))
             assert np.abs(own - segment.logprobs[start:stop]).max() < 1e-3
             apart.append(np.abs(other - segment.logprobs[start:stop]).mean())
-    assert swaps > 0  # in the middle of turns
+    assert swaps > 0, f"{version - 100} changes of weights, none within a turn"
     assert np.mean(apart) > 0.05  # the two policies differ, so the spans' log-probs tell them apart
 
 
@@ -322,5 +330,6 @@ def test_a_killed_worker_takes_its_engine_with_it_and_another_goes_on_with_its_w
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
     assert {v for t in played for s in t.segments for _, _, v in s.versions} == {sync.version}
-    assert {t.worker for t in played} == {number + 1}
+    workers = {t.worker for t in played}
+    assert number + 1 in workers and workers <= {number, number + 1}  # some may have ended before
     assert sync.probe()[0] < 2e-3
