@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 #: How often an episode is begun before it is given up.
 MAX_ATTEMPTS = 5
-#: How many workers in a row may fail before one of them has played an episode.
+#: How often a lost worker is replaced, and the one in its place, and so on, without an episode played by any of them.
 MAX_REBUILDS = 3
 START_TIMEOUT_S = 600.0
 SYNC_TIMEOUT_S = 300.0
@@ -52,6 +52,14 @@ REBUILT_TOLERANCE = 0.05
 
 class Cancelled(Exception):
     """Another thread has ended the play."""
+
+
+class NoAnswer(TaudojoError):
+    """A worker was waited for in vain."""
+
+
+#: What a lost worker's call raises; `_reason` of it says why.
+_LOST = (RayActorError, EngineFailed, NoAnswer)
 
 
 class RolloutPool:
@@ -76,8 +84,9 @@ class RolloutPool:
         self._lockstep = lockstep
         self._rebuild = rebuild
         self._started = len(self._workers)
-        self._failed_in_a_row = 0
+        self._losses: dict[Any, int] = {}  # worker → how many before it, one in the other's place, were lost without an episode
         self._starting: dict[Any, Any] = {}  # the reference that tells when it is ready → a rebuilt worker
+        self._started_at: dict[Any, float] = {}  # the same reference → when
         self.weights_source: Callable[[], Any] | None = None
         self.store: TrajectoryStore | None = None
         self._lengths = Lengths()
@@ -105,7 +114,7 @@ class RolloutPool:
         Raises:
             TaudojoError: an engine did not start; the message is the engine's own.
         """
-        threads = {"OMP_NUM_THREADS": str(engine.cores or os.cpu_count() or 1)}
+        threads = {"OMP_NUM_THREADS": str(engine.cores or len(os.sched_getaffinity(0)))}
         remote: Any = ray.remote(worker_class).options(
             num_cpus=0 if num_gpus else 1, num_gpus=num_gpus, max_concurrency=1000, runtime_env={"env_vars": threads}
         )
@@ -198,7 +207,7 @@ class RolloutPool:
             self._weights = safetensors if self.weights_source is None else None
             self._ask_all(lambda worker: worker.load_weights.remote(safetensors, version), "weight sync")
             while not self._workers:  # those that start load the same weights
-                self._welcome(list(self._starting), START_TIMEOUT_S, safetensors)
+                self._welcome(list(self._starting), safetensors)
         return time.monotonic() - begin
 
     def score(self, prompts: Sequence[Sequence[int]]) -> list[list[list[float]]]:
@@ -206,18 +215,18 @@ class RolloutPool:
         with self._lock:
             scores = self._ask_all(lambda worker: worker.score.remote(prompts), "the probe's log-probs")
             while not scores and self._starting:
-                self._welcome(list(self._starting), START_TIMEOUT_S)
+                self._welcome(list(self._starting))
                 scores = self._ask_all(lambda worker: worker.score.remote(prompts), "the probe's log-probs")
             self._probe = (prompts, scores[0]) if scores else None
         return scores
 
     def _ask_all(self, ask: Callable[[Any], Any], what: str) -> list[Any]:
-        """What each worker answers; one that is dead is replaced, and says nothing."""
+        """What each worker answers; one that is dead, or does not answer, is replaced and says nothing."""
         answers = []
         for worker, reference in [(worker, ask(worker)) for worker in self._workers]:
             try:
                 answers.append(get(reference, SYNC_TIMEOUT_S, what, dead=()))
-            except RayActorError as error:
+            except _LOST as error:
                 self._replace(worker, _reason(error))
         return answers
 
@@ -229,7 +238,7 @@ class RolloutPool:
             except Exception:  # it is going away in any case
                 pass
             ray.kill(worker)
-        self._workers, self._starting = [], {}
+        self._workers, self._starting, self._started_at = [], {}, {}
 
     def _replace(self, worker: Any, why: str) -> None:
         """A worker is given up, and another is started in its place.
@@ -241,24 +250,36 @@ class RolloutPool:
         if worker in self._workers:
             self._workers.remove(worker)
         ray.kill(worker)
-        self._failed_in_a_row += 1
-        if self._rebuild is not None and self._failed_in_a_row <= MAX_REBUILDS:
+        losses = self._losses.pop(worker, 0) + 1
+        if self._rebuild is not None and losses <= MAX_REBUILDS:
             new = self._rebuild(self._started)
-            self._numbers[new] = self._started
+            self._numbers[new], self._losses[new] = self._started, losses
             self._started += 1
-            self._starting[new.ready.remote()] = new
+            reference = new.ready.remote()
+            self._starting[reference], self._started_at[reference] = new, time.monotonic()
         elif not self._workers and not self._starting:
             raise TaudojoError(f"the last rollout worker is lost: {why}; resume the run to go on")
 
-    def _welcome(self, references: Sequence[Any], timeout_s: float, safetensors: Any = None) -> None:
-        """Workers whose start has ended: those that are up, with the current weights, join the others."""
+    def _welcome_started(self) -> None:
+        """Workers that are up by now join the others; those that should long have been are given up."""
+        starting = list(self._starting)
+        ready, others = ray.wait(starting, num_returns=len(starting), timeout=0) if starting else ([], [])
+        self._welcome(ready)
+        for reference in others:
+            if time.monotonic() - self._started_at[reference] > START_TIMEOUT_S:
+                del self._started_at[reference]
+                self._replace(self._starting.pop(reference), f"it was not up {START_TIMEOUT_S:.0f} s after its start")
+
+    def _welcome(self, references: Sequence[Any], safetensors: Any = None) -> None:
+        """These workers, once they are up, are given the current weights and join the others."""
         for reference in references:
             worker = self._starting.pop(reference)
+            del self._started_at[reference]
             try:
-                get(reference, timeout_s, "the rollout engine to start", dead=())
+                get(reference, START_TIMEOUT_S, "the rollout engine to start", dead=())
                 if self._version:
                     self._renew(worker, safetensors)
-            except (RayActorError, TaudojoError) as error:
+            except (*_LOST, TaudojoError) as error:
                 self._replace(worker, _reason(error))
             else:
                 self._workers.append(worker)
@@ -376,10 +397,10 @@ class _Round:
 
     def _collect(self) -> None:
         pool = self._pool
-        references = [*self._reports, *pool._starting]
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        pool._welcome([r for r in ready if r in pool._starting], START_TIMEOUT_S)
+        pool._welcome_started()  # may take minutes: what others have reported meanwhile is looked at afterwards
         self._join_new()
+        reports = list(self._reports)
+        ready, _ = ray.wait(reports, num_returns=len(reports), timeout=0) if reports else ([], [])
         for reference in ready:
             if reference in self._reports:
                 self._take(reference)
@@ -416,7 +437,7 @@ class _Round:
         if played.error is not None:
             raise played.error
         self._dispatch.done(number)
-        self._pool._failed_in_a_row = 0
+        self._pool._losses[worker] = 0
         play, place = self._asked.pop(number)
         assert played.trajectory is not None
         self._pool._keep(play.requests[place], played.trajectory, place)
@@ -441,7 +462,7 @@ def get(references: Any, timeout_s: float | None, what: str, dead: tuple[type[Ex
     try:
         return ray.get(references, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
-        raise TaudojoError(f"waited {timeout_s:.0f} s for {what}; see the Ray logs of the worker") from error
+        raise NoAnswer(f"waited {timeout_s:.0f} s for {what}; see the Ray logs of the worker") from error
     except RayTaskError as error:
         raise error.cause from error
     except dead as error:

@@ -20,7 +20,8 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,6 @@ class VLLMEngine:
     async def _last(self, token_ids: list[int], sampling: Any, priority: int, swaps: list[tuple[int, int]] | None = None) -> Any:
         """The finished answer. `swaps` is told where the weights changed in the middle."""
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = str(next(self._ids))
@@ -204,10 +204,9 @@ class VLLMEngine:
             outputs = self._llm.generate(
                 {"prompt_token_ids": token_ids}, sampling, request_id, lora_request=self._adapter, priority=priority
             )
-            async for output in outputs:
-                final = output
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailed(f"vLLM failed: {error}") from error
+            with _failures():
+                async for output in outputs:
+                    final = output
         finally:
             self._swaps.pop(request_id, None)
         if final is None:
@@ -218,7 +217,8 @@ class VLLMEngine:
         """Before the first use: ties the engine's processes to this one. It needs the event loop, so `__init__` cannot."""
         if not self._bound:
             self._bound = True
-            await self._llm.collective_rpc("taudojo_end_with", args=(os.getpid(),))
+            with _failures():
+                await self._llm.collective_rpc("taudojo_end_with", args=(os.getpid(),))
 
     async def load_weights(self, file: str, version: int, *, skip: tuple[str, ...] = ()) -> None:
         if not Path(file).is_file():
@@ -228,6 +228,10 @@ class VLLMEngine:
             got, wanted = ("an adapter", "whole weights") if adapter is not None else ("whole weights", "adapters")
             raise TaudojoError(f"{file} has {got}, and this engine was started for {wanted}; set EngineConfig.lora_rank")
         await self._bind()
+        with _failures():
+            await self._swap(file, adapter, version, skip)
+
+    async def _swap(self, file: str, adapter: str | None, version: int, skip: tuple[str, ...]) -> None:
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         try:
             if adapter is not None:
@@ -260,8 +264,8 @@ class VLLMEngine:
             (Path(folder) / "adapter_config.json").write_text(adapter_config)
             try:
                 await self._llm.add_lora(LoRARequest(name, 1, folder, load_inplace=True))
-            except EngineDeadError as error:
-                raise EngineFailed(f"vLLM failed: {error}") from error
+            except EngineDeadError:
+                raise
             except Exception as error:  # vLLM hands on what its worker raised as a plain one
                 reason = str(error).strip().splitlines()[-1]
                 raise TaudojoError(f"vLLM does not take this adapter ({reason}); set learner.lora.sync=merged") from error
@@ -278,6 +282,17 @@ class VLLMEngine:
 
     async def close(self) -> None:
         self._llm.shutdown()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """vLLM's own ways to say that its process is gone, or a request lost with it, become `EngineFailed`."""
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    try:
+        yield
+    except (EngineDeadError, EngineGenerateError) as error:
+        raise EngineFailed(f"vLLM failed: {error}") from error
 
 
 def _adapter_config(file: str) -> str | None:

@@ -34,14 +34,33 @@ from rollouts.worker import Order, Report, RolloutWorker
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+FAILS, HANGS, TAKES_3_S = 66, 77, 88  # versions of weights
+
+
 class LightWorker(RolloutWorker):
-    """Episodes do as their task's id says: `die`, `die-once`, `fail`, `break`, `block`, `wait`, `wait-long`; others just end."""
+    """Episodes do as their task's id says: `die`, `die-once`, `fail`, `break`, `block`, `wait`, `wait-long`; others just end.
+
+    New weights do as their version says. Where `world` is "slow", worker 1 does not get up.
+    """
 
     def __init__(self, world: Any, engine: Any, number: int = 0) -> None:
-        self.number = number
+        self.number, self._slow = number, world == "slow" and number == 1
         self._engine = FakeEngine(EngineConfig("fake:"))
         self._live, self._played, self._listener, self._first = {}, {}, 0, 0
         self._news, self._looked = asyncio.Event(), time.monotonic()
+
+    async def ready(self) -> int:
+        await asyncio.sleep(60.0 * self._slow)
+        return await super().ready()
+
+    async def load_weights(self, safetensors: Any, version: int, **settings: Any) -> None:
+        if version == FAILS and self.number == 0:
+            raise EngineFailed("the engine's process is gone")
+        if version == HANGS and self.number == 0:
+            await asyncio.sleep(60.0)
+        if version == TAKES_3_S and self.number > 1:
+            await asyncio.sleep(3.0)
+        await super().load_weights(safetensors, version, **settings)
 
     async def play(self, request: EpisodeRequest, place: Place | None = None) -> Trajectory:
         told = request.task.id if request.policy == "engine" else ""
@@ -73,10 +92,9 @@ def start(cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setattr(scheduler, "STANDSTILL_S", 0.5)
     pools: list[RolloutPool] = []
 
-    def start(workers: int, max_concurrent: int = 4) -> RolloutPool:
+    def start(workers: int, max_concurrent: int = 4, world: Any = None) -> RolloutPool:
         config: Any = EngineConfig("fake:", cores=1)
-        nothing: Any = None
-        pools.append(RolloutPool.start(nothing, config, workers=workers, max_concurrent=max_concurrent, worker_class=LightWorker))
+        pools.append(RolloutPool.start(world, config, workers=workers, max_concurrent=max_concurrent, worker_class=LightWorker))
         return pools[-1]
 
     yield start
@@ -138,6 +156,48 @@ def test_a_rebuilt_worker_that_says_other_than_the_last_probe_is_not_taken(
     pool._probe[1][0][1:] = [-3.0, -3.0]
     with pytest.raises(TaudojoError, match=r"the last rollout worker is lost: .*does not have weight version 5"):
         pool.play(episodes("die-once"))
+
+
+@pytest.mark.parametrize("version", [FAILS, HANGS])
+def test_an_engine_that_is_lost_at_a_weight_sync_is_replaced(
+    start: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch, version: int
+):
+    pool = start(2)
+    monkeypatch.setattr(scheduler, "SYNC_TIMEOUT_S", 10.0)
+    pool.load_weights(ray.put(np.zeros(8, np.uint8)), version)
+    assert len(pool.score([[1, 2, 3]])) == 1
+    played = ended(pool, episodes(*["wait"] * 12))
+    assert {v for t in played for s in t.segments for _, _, v in s.versions} == {version}
+    assert {t.worker for t in played} <= {1, 2}
+
+
+def test_workers_that_are_lost_together_are_all_replaced(start: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scheduler, "MAX_REBUILDS", 1)
+    pool = start(3)
+    for worker in pool._workers:
+        ray.kill(worker)
+    pool.load_weights(ray.put(np.zeros(8, np.uint8)), version=1)
+    assert pool.workers == 3
+    ended(pool, episodes("x", "x", "x"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_get_up_is_given_up(start: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch):
+    pool = start(1, world="slow")
+    monkeypatch.setattr(scheduler, "START_TIMEOUT_S", 20.0)
+    assert {t.worker for t in ended(pool, episodes("die-once"))} == {2}
+
+
+def test_nobody_is_taken_for_dead_because_another_s_start_took_long(
+    start: Callable[..., RolloutPool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    pool = start(2, max_concurrent=1)
+    pool.load_weights(ray.put(np.zeros(8, np.uint8)), TAKES_3_S)
+    monkeypatch.setattr(scheduler, "SILENCE_S", 2.0)
+    with caplog.at_level(logging.WARNING):
+        ended(pool, episodes("die-once", *["wait"] * 8))
+    assert pool._started == 3
+    assert "has not reported" not in caplog.text
 
 
 def test_an_episode_that_ends_every_worker_is_given_up_and_the_others_are_played(
