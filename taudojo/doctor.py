@@ -23,11 +23,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from envs.machine import cores, memory
 from envs.paths import cache_dir
 
 GIB = 1024**3
-#: A laptop run: 2 GiB of KV cache, 1 GiB of Ray object store, 6 GiB for the learner.
-MEMORY_PLAN = 9 * GIB
+#: With less the main experiment does not start (training/resources.py, which needs the model's folder and torch to say so).
+RUN_MEMORY = 11.8 * GIB
 RUN_DISK = 6 * GIB  # the main run keeps two checkpoints of 1.7 GB, writes a third, and leaves two models
 CACHE_DISK = GIB
 #: From PyPI these are CUDA builds; beside CPU torch they break imports of other packages.
@@ -136,35 +137,20 @@ def check_gpu(names: list[str]) -> Check:
 
 
 def check_cores() -> Check:
-    cores = len(os.sched_getaffinity(0))
-    if cores < 2:
-        return Check("cores", "warn", f"{cores}", "training was planned for two cores or more; expect at least twice the time")
-    return Check("cores", "ok", f"{cores}")
+    number = cores()
+    if number < 2:
+        return Check("cores", "warn", f"{number}", "training was planned for two cores or more; expect at least twice the time")
+    return Check("cores", "ok", f"{number}")
 
 
 def check_memory(total: int, available: int) -> Check:
     found = f"{available / GIB:.1f} GiB available of {total / GIB:.1f}"
-    plan = f"the plan is {MEMORY_PLAN // GIB} GiB (KV cache 2, object store 1, learner 6)"
-    if total < MEMORY_PLAN:
-        return Check("memory", "fail", found, f"{plan}: use a larger machine, or raise the container's limit")
-    if available < MEMORY_PLAN:
+    plan = f"without a GPU a run needs {RUN_MEMORY / GIB:.1f} GiB"
+    if total < RUN_MEMORY:
+        return Check("memory", "fail", found, f"{plan}: use a larger machine, or raise the container's or the job's limit")
+    if available < RUN_MEMORY:
         return Check("memory", "warn", found, f"{plan}: close other programs")
     return Check("memory", "ok", found)
-
-
-def memory() -> tuple[int, int]:
-    """(total, available) bytes: the machine's, or the container's limit where that is lower."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    total, available = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit_file).is_file() and (text := Path(limit_file).read_text().strip()).isdigit() and int(text) < total:
-            total = int(text)
-            available = min(available, total - int(Path(used_file).read_text()))
-    return total, available
 
 
 def check_disk(folder: Path, name: str, need: int, purpose: str) -> Check:

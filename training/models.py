@@ -9,13 +9,15 @@ there without a model hub. It is dequantised once into a Hugging Face folder; la
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,9 @@ from rollouts.chatml import END, START, chat_template
 MARKER = "taudojo.json"
 #: Raised when the conversion below changes, so that folders made by an older one are made again.
 RECIPE = 1
+#: What Transformers and vLLM read of a hub's repository. Its folders and `consolidated` files are the same weights once more.
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+NOT_HUB_FILES = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
@@ -57,30 +62,27 @@ class ModelSource(Protocol):
     def path(self) -> str | None: ...
 
 
-def resolve_model(model: ModelSource) -> Path | str:
-    """A local folder that is complete, or a hub id that can be reached.
+def resolve_model(model: ModelSource) -> Path:
+    """A local folder that is complete; what is only on the hub is downloaded.
 
     `path` wins; without it `name` must be a packaged model. Raises TaudojoError with one sentence otherwise.
     """
     if not model.path:
         return ensure_model(model.name)
-    folder = Path(model.path).expanduser()
-    if folder.exists():
-        return check_folder(folder)
-    if model.path.startswith(("/", ".", "~")) or model.path.count("/") != 1:
-        raise TaudojoError(
-            f"model.path={model.path}: no such folder (seen from {Path.cwd()}); "
-            "give a folder with config.json and weights, or a hub id."
-        )
-    return check_hub(model.path)
+    if found := _folder_or_hub(model.path):
+        return found
+    raise TaudojoError(
+        f"model.path={model.path}: no such folder (seen from {Path.cwd()}); "
+        "give a folder with config.json and weights, or a hub id."
+    )
 
 
 def ensure_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
-    """The folder of a packaged model (made on first use, about a minute), or the given folder, checked."""
+    """The folder of a packaged model (made on first use, about a minute), the given folder, checked, or a hub id's."""
     name = str(name_or_path)
     if name not in PACKAGED:
-        if Path(name).expanduser().is_dir():
-            return check_folder(Path(name).expanduser())
+        if found := _folder_or_hub(name):
+            return found
         raise TaudojoError(
             f"{name} is neither a model folder nor one of {', '.join(PACKAGED)}; set model.path to a folder or a hub id."
         )
@@ -95,6 +97,16 @@ def ensure_model(name_or_path: str | Path, cache: Path | None = None) -> Path:
                 "free about 1 GB or set TAUDOJO_CACHE to another folder."
             ) from error
     return folder
+
+
+def _folder_or_hub(path: str) -> Path | None:
+    """The folder that a path or hub id stands for, whole; None for what is neither."""
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return check_folder(folder)
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        return None
+    return from_hub(path)
 
 
 def check_folder(folder: Path) -> Path:
@@ -119,29 +131,47 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def check_hub(hub_id: str) -> str:
-    """The hub id itself when its config.json is in the local hub cache or can be downloaded; else a TaudojoError."""
+def from_hub(hub_id: str) -> Path:
+    """The model's folder in the hub's cache, downloaded where it is not there whole; else a TaudojoError.
+
+    What is there is taken without asking the hub: a resumed run goes on with the same files, and none needs a network.
+    """
     import httpx
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    def snapshot(local_files_only: bool) -> Path:
+        folder = snapshot_download(
+            hub_id, local_files_only=local_files_only, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES
+        )
+        return check_folder(Path(folder))
+
     try:
-        if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-            return hub_id
+        with suppress(LocalEntryNotFoundError, TaudojoError):  # nothing is there, or half of it
+            return snapshot(local_files_only=True)
         HfApi().model_info(hub_id, timeout=10)  # asks once, where a download would ask six times over half a minute
-        hf_hub_download(hub_id, "config.json")
+        print(f"downloading {hub_id} from the hub to {constants.HF_HUB_CACHE} (once)", file=sys.stderr, flush=True)
+        return snapshot(local_files_only=False)
     except GatedRepoError as error:
         raise TaudojoError(f"{hub_id} is gated on the hub; accept its licence there and log in with `hf auth login`.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise TaudojoError(
             f"{hub_id} is neither a folder here ({Path.cwd()}) nor a model on the hub; check model.path."
         ) from error
-    except (LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+    except (OSError, httpx.HTTPError, RuntimeError) as error:  # the last one is hf_xet's
+        if _disk_is_full(error):
+            raise TaudojoError(
+                f"The disk is full: {hub_id} does not fit into {constants.HF_HUB_CACHE}; "
+                "free some space, or set HF_HOME to a folder on another disk."
+            ) from error
         raise TaudojoError(
             f"{hub_id} is no folder here and the hub cannot be reached; "
             "check the network, set model.path to a downloaded folder, or use model=smollm2_135m, which needs no hub."
         ) from error
-    return hub_id
+
+
+def _disk_is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _is_current(folder: Path, source: PackagedModel) -> bool:

@@ -12,9 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from envs.errors import TaudojoError
+from envs.machine import memory
 from training.config import RunConfig
 
 GIB = 2**30
@@ -33,6 +32,7 @@ _MODEL_BYTES, _MODELS = 2, 2
 #: Trajectories, logs, and what other programs write meanwhile.
 _OTHER_FILES_GB = 0.5
 #: Of the memory that is needed: with less the run would be killed or swap. Not every process is at its peak at once.
+#: `taudojo doctor` knows what comes of it for the main experiment (RUN_MEMORY).
 _LEAST = 0.75
 
 
@@ -40,12 +40,13 @@ def check_resources(config: RunConfig, model_path: str, run_folder: Path) -> Non
     """Raises TaudojoError where memory or disk will not do. What a resumed run has written already needs no more room."""
     if config.cluster.address is None and config.cluster.device == "cpu":
         plan = memory_plan(config, model_path)
-        need, free = sum(plan.values()), psutil.virtual_memory().available / GIB
+        need, free = sum(plan.values()), memory()[1] / GIB
         if free < _LEAST * need:
             detail = ", ".join(f"{name} {size:.1f}" for name, size in plan.items())
             raise TaudojoError(
                 f"too little memory: the run needs about {need:.1f} GiB ({detail}) and {free:.1f} GiB are free; "
-                "close other programs, or lower rollout.kv_cache_gib or learner.micro_batch_tokens"
+                "close other programs, raise the container's or the job's limit, or lower rollout.kv_cache_gib or "
+                "learner.micro_batch_tokens"
             )
     written = sum(file.stat().st_size for file in run_folder.rglob("*") if file.is_file()) / 1e9
     need, free = disk_plan_gb(config, model_path) - written, shutil.disk_usage(run_folder).free / 1e9

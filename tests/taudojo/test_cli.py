@@ -30,13 +30,14 @@ def test_what_the_user_can_put_right_is_one_sentence_and_status_2(capsys: pytest
 
 def test_train_hands_its_overrides_to_the_training_program(monkeypatch: pytest.MonkeyPatch):
     seen: list[str] = []
-    monkeypatch.setitem(sys.modules, "training.main", type("Main", (), {"main": staticmethod(seen.extend)}))
+    train = staticmethod(lambda overrides, began: seen.extend(overrides))
+    monkeypatch.setitem(sys.modules, "training.main", type("Main", (), {"main": train}))
     assert main(["train", "+experiment=smoke", "seed=1", "~tracking"]) == 0
     assert seen == ["+experiment=smoke", "seed=1", "~tracking"]
 
 
 def test_a_failure_of_training_becomes_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def fail(overrides: list[str]) -> int:
+    def fail(overrides: list[str], began: float) -> int:
         raise TaudojoError("the disk is full")
 
     monkeypatch.setitem(sys.modules, "training.main", type("Main", (), {"main": staticmethod(fail)}))
@@ -50,6 +51,17 @@ def test_models_lists_every_model_config(capsys: pytest.CaptureFixture[str], mon
     assert main(["models"]) == 0
     output = capsys.readouterr().out
     assert configs and [name for name in configs if name not in output] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [("qwen3_0_6b", "Qwen/Qwen3-0.6B"), ("smollm2_135m", "smollm2_135m"), ("org/name", "org/name")]
+)
+def test_a_model_is_fetched_by_its_name_or_its_hub_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, asked: str
+):
+    monkeypatch.setattr("training.models.ensure_model", lambda found: f"folder of {found}")
+    assert main(["models", "get", name]) == 0
+    assert capsys.readouterr().out == f"folder of {asked}\n"
 
 
 def test_data_names_the_three_sources_and_the_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

