@@ -58,28 +58,42 @@ def samples_of(rows: Sequence[Row]) -> list[Sample]:
 
 
 def update(config: LearnerConfig, rows: Sequence[Row]) -> dict[str, float]:
-    """Seconds of one update and the process's peak memory.
+    """Seconds of one update and the peak memory: the process's, or what torch allocated on the GPU.
 
     The same update at rate 0 before it: what is built once is built, and the memory has been touched, as in all steps of a run
     but the first, which takes a quarter longer. (TRL's many small batches touch theirs within the first of them.)
     """
+    on_gpu = config.device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     learner, samples = FSDPLearner(config), samples_of(rows)
     learner.update(samples, policy_gradient, 0.0)
+    synchronize(config.device)
     start = time.perf_counter()
     metrics = learner.update(samples, policy_gradient, LR)
+    synchronize(config.device)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "computed_tokens": metrics["unique_tokens"], "peak_bytes": peak_bytes()}
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+    return {"seconds": seconds, "computed_tokens": metrics["unique_tokens"], "peak_bytes": peak}
 
 
-def gemm_tflops(dtype: str, sizes: Sequence[int] = (1024, 2048, 4096), seconds: float = 1.5) -> float:
+def synchronize(device: str) -> None:
+    """Waits for what the device was given to do; a CPU has done it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def gemm_tflops(dtype: str, device: str = "cpu", seconds: float = 1.5) -> float:
     """The best rate of square matrix products, in TFLOP/s."""
     best = 0.0
-    for size in sizes:
-        a, b = (torch.randn(size, size).to(torch_dtype(dtype)) for _ in range(2))
+    for size in (1024, 2048, 4096) if device == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device).to(torch_dtype(dtype)) for _ in range(2))
         a @ b
+        synchronize(device)
         end = time.perf_counter() + seconds
         while (start := time.perf_counter()) < end:
             a @ b
+            synchronize(device)
             best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e12)
     return best
 
@@ -166,10 +180,15 @@ def peak_bytes() -> int:
     return int(found[1]) * 1024
 
 
-def _alone(job: dict[str, Any]) -> Mapping[str, Any]:
-    result = run(job)
+def check_alone() -> None:
+    """Raises AssertionError where this process holds what a learner has no need of: its memory would be counted too."""
     strangers = {"ray", "vllm", "hydra"} & sys.modules.keys()
     assert not strangers, f"the learner imported {sorted(strangers)}"
+
+
+def _alone(job: dict[str, Any]) -> Mapping[str, Any]:
+    result = run(job)
+    check_alone()
     return result
 
 

@@ -59,6 +59,7 @@ class EnvSection(Section):
     domain: str = "retail"
     data: DataSection = Field(default_factory=DataSection)
     prompt: Style = "compact"
+    examples: int = Field(0, ge=0)
     max_steps: int = Field(30, ge=1)
     max_errors: int = Field(10, ge=1)
     max_repeats: int = Field(3, ge=2)
@@ -475,7 +476,6 @@ class RunConfig(Section):
             prefix_tree=c.prefix_tree,
             gradient_checkpointing=c.gradient_checkpointing,
             liger=c.liger,
-            temperature=self.grpo.temperature,
             weight_decay=c.weight_decay,
             max_grad_norm=c.max_grad_norm,
             threads=threads,
@@ -500,9 +500,15 @@ class RunConfig(Section):
 
     @property
     def planned_micro_batch_tokens(self) -> int:
-        """What a micro-batch is expected to hold. Only the official prompt has episodes so long that the default follows them."""
+        """What a micro-batch is expected to hold, for a laptop's plan: an official episode is about half as long as it may be."""
         longest = self.model.max_model_len if self.env.prompt == "official" else 0
         return self.learner.micro_batch_tokens or max(LEAST_MICRO_BATCH_TOKENS, longest)
+
+    @property
+    def most_micro_batch_tokens(self) -> int:
+        """What a micro-batch can hold at most, with an episode as long as the model allows: one above the budget stands alone."""
+        longest = self.model.max_model_len
+        return max(self.learner.micro_batch_tokens or max(LEAST_MICRO_BATCH_TOKENS, 2 * longest), longest)
 
     @property
     def plays(self) -> bool:

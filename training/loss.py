@@ -153,6 +153,7 @@ def _actor_config(config: PolicyLossConfig, inputs: LossInputs) -> Any:
             "dp_size": inputs.world_size,
             "batch_num_tokens": inputs.batch_tokens,
             "global_batch_size": inputs.batch_samples,
+            "loss_scale_factor": inputs.batch_longest,  # without it verl divides by the width of the micro-batch
         },
     )
 

@@ -27,8 +27,9 @@ except ImportError:
 from envs.data import open_source
 from envs.domain import load_domain
 from envs.errors import TaudojoError
+from training import IMPORTED
 from training.checkpoints import ensure_whole
-from training.compose import load
+from training.compose import load, validate
 from training.config import GRPOSection, RunConfig
 from training.models import resolve_model
 from training.progress import bar, console, shown
@@ -45,14 +46,15 @@ EXIT_INTERRUPTED = 130
 PROBE_TOKENS = 256
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status."""
+def main(arguments: Sequence[str] | None = None, began: float | None = None) -> int:
+    """The command. Returns the exit status. `began`: When the process did, on the monotonic clock; by default now."""
+    began = time.monotonic() if began is None else began
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     overrides = list(sys.argv[1:] if arguments is None else arguments)
     try:
         ensure_own_packages()
-        run(load(with_device_defaults(overrides)))
+        run(load(with_device_defaults(overrides)), began, overrides)
     except TaudojoError as error:
         print(f"taudojo: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -78,22 +80,42 @@ def with_device_defaults(overrides: list[str]) -> list[str]:
     return overrides if chosen or not torch.cuda.is_available() else [*overrides, "cluster=gpu"]
 
 
-def run(config: RunConfig) -> RunFolder:
-    """Runs or resumes; returns the finished folder. Raises Interrupted with the folder's path."""
+def run(config: RunConfig, began: float, overrides: Sequence[str] = ()) -> RunFolder:
+    """Runs or resumes; returns the finished folder. `began` as for `main`. Raises Interrupted with the folder's path."""
     if config.resume:
-        folder, config = RunFolder.resume(Path(config.resume))
+        folder, own = RunFolder.resume(Path(config.resume))
+        config = resumed(own, config, overrides)
     else:
         folder = RunFolder.create(config)
     console.print(f"run folder: {shown(folder.path)}", soft_wrap=True)
     session = new_session(config, folder)
     try:
         with StopSignal() as stop:
-            session.run(stop)
+            session.run(stop, began)
     except (Interrupted, KeyboardInterrupt) as error:
         raise Interrupted(str(folder.path)) from error
     finally:
         session.close()
     return folder
+
+
+def resumed(own: RunConfig, asked: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The run's own configuration, on the machines that the command line names where it names any.
+
+    Raises:
+        TaudojoError: `overrides` have something else that would have no effect.
+    """
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if ignored := [key for key in keys if key not in ("resume", "experiment", "cluster") and not key.startswith("cluster.")]:
+        raise TaudojoError(
+            f"resume={asked.resume} goes on with the run's own configuration, in which only cluster.* may change: "
+            f"leave out {', '.join(ignored)}, or begin a new run"
+        )
+    asked_cluster = asked.cluster.model_dump(mode="json")
+    named = asked_cluster if "cluster" in keys else [key.removeprefix("cluster.") for key in keys if key.startswith("cluster.")]
+    settings = own.model_dump(mode="json")
+    settings["cluster"] |= {name: asked_cluster[name] for name in named}
+    return validate(settings)
 
 
 def new_session(config: RunConfig, folder: RunFolder) -> Session:
@@ -112,22 +134,24 @@ class Session:
         self.config, self.folder = config, folder
         self._closers = ExitStack()
 
-    def run(self, stop: StopSignal) -> None:
-        """All stages that `state.json` does not list as done."""
+    def run(self, stop: StopSignal, began: float) -> None:
+        """All stages that `state.json` does not list as done. Their time counts from `began`, but for what made the model."""
         from rollouts.store import TrajectoryStore
-        from training.tracking import Tracker
+        from training.tracking import Tracker, drop_rows_to_come
 
         config, folder, state = self.config, self.folder, self.folder.state
+        asked = time.monotonic()
         self.model_path = str(resolve_model(config.model))
-        source = open_source(config.env.data.source, config.env.data.path)
-        self.source = source
-        self.begin = time.monotonic() - state.seconds.get("total", 0.0)
+        self.begin = began + (time.monotonic() - asked) - state.seconds.get("total", 0.0)
         with folder.timed("setup"):
+            self.source = source = open_source(config.env.data.source, config.env.data.path)
             check_resources(config, self.model_path, folder.path)
             from training.tasks import choose_tasks
 
             domain = load_domain(config.env.domain, source)
             self.tasks = choose_tasks(domain, config)
+            stages_to_come = [stage for stage, _ in self.plan() if stage not in state.done]
+            drop_rows_to_come(folder.path / "metrics.jsonl", stages_to_come, state.step)
             tracker = Tracker(folder.path, config.tracking, folder.path.name, config.model_dump(mode="json"))
             self._closers.callback(tracker.close)
             self.tracker, self.store = tracker, TrajectoryStore(folder.path / "trajectories")
@@ -140,12 +164,16 @@ class Session:
                 with folder.timed("eval" if stage.startswith("eval/") else stage.split("/")[0]):
                     work(stage, stop)
             finally:
-                state.seconds["total"] = round(time.monotonic() - self.begin, 2)
-                folder.save_state()
+                self.note_total()
             folder.finish(stage)
             if stop.raised:
                 raise Interrupted
         self.report()
+
+    def note_total(self) -> None:
+        """`seconds.total` as of now."""
+        self.folder.state.seconds["total"] = round(time.monotonic() - self.begin, 2)
+        self.folder.save_state()
 
     def plan(self) -> list[tuple[str, Any]]:
         """Stage names and the methods that do them, in order."""
@@ -184,7 +212,14 @@ class Session:
         finally:
             with_threads.shutdown(wait=False)  # a second Ctrl-C ends at once
         self.sync = (
-            WeightSync(self.learner, self.pool, self.probe_prompts(), self.config.model.dtype)
+            WeightSync(
+                self.learner,
+                self.pool,
+                self.probe_prompts(),
+                self.config.model.dtype,
+                self.folder.state.weight_version,
+                self.note_weight_version,
+            )
             if self.config.plays
             else NoEngines()
         )
@@ -193,10 +228,16 @@ class Session:
             self.pool.weights_source = None
         newest = self.folder.newest_checkpoint()
         if newest is not None:
-            console.print(f"loading {shown(newest)}", soft_wrap=True)
-            self.learner.load(newest)
+            self.take_up(newest)
         if newest is not None or ahead:
             self.sync.run()
+
+    def take_up(self, checkpoint: Path) -> None:
+        """The learner, which has the model's own weights, goes on from a checkpoint."""
+        if self.config.algorithm.kl_coef > 0 and not self.trains_before_grpo:
+            self.learner.keep_reference()  # nothing else has what GRPO started from
+        console.print(f"loading {shown(checkpoint)}", soft_wrap=True)
+        self.learner.load(checkpoint)
 
     def probe_prompts(self) -> list[list[int]]:
         """The ends of two gold episodes: what the policy reads and writes, not the system prompt that all begin with."""
@@ -309,6 +350,13 @@ class Session:
         steps = run_rft(self.config.rft, self.config.seed, self.tasks.rft, parts, self.store, self.folder, self.tracker, stop)
         self.folder.checkpoint("rft", self.learner, {"stage": "rft", "step": steps})
 
+    def note_weight_version(self, version: int) -> None:
+        self.folder.state.weight_version = version
+
+    @property
+    def trains_before_grpo(self) -> bool:
+        return self.config.sft.enabled or self.config.rft.enabled
+
     def credit(self) -> Callable[[EpisodeRequest, Trajectory], list[float]] | None:
         """What each turn of an episode earned, where `algorithm.credit` asks for it."""
         from rewards.credit import turn_credit
@@ -325,11 +373,12 @@ class Session:
         resumed = self.folder.state.step > 0
         if config.algorithm.kl_coef > 0:  # the reference is the policy that this stage started from
             start = self.folder.path / (RFT_CHECKPOINT if config.rft.enabled else SFT_CHECKPOINT)
-            if resumed and start.is_dir():
+            if not resumed:
+                learner.keep_reference()
+            elif self.trains_before_grpo:
                 ensure_whole(start)
                 learner.load(start)
-            learner.keep_reference()
-            if resumed:
+                learner.keep_reference()
                 learner.load(self.folder.newest_checkpoint())
         if not resumed:
             begin_optimizer(learner, config.grpo)
@@ -367,12 +416,19 @@ class Session:
 
     def export_model(self, name: str, adapter: bool = False) -> Path:
         """A Hugging Face folder with weights, tokenizer and chat template; or peft's, with what LoRA trained."""
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer
 
         partial, final = self.folder.path / f".{name}.partial", self.folder.path / name
         shutil.rmtree(partial, ignore_errors=True)
-        (self.learner.export_adapter if adapter else self.learner.export)(partial)
-        AutoTokenizer.from_pretrained(self.model_path).save_pretrained(partial)
+        try:
+            (self.learner.export_adapter if adapter else self.learner.export)(partial)
+            AutoTokenizer.from_pretrained(self.model_path).save_pretrained(partial)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise TaudojoError(
+                f"{final} could not be written ({error}); make room and go on with resume={shown(self.folder.path)}"
+            ) from error
         shutil.rmtree(final, ignore_errors=True)
         partial.replace(final)
         return final
@@ -393,6 +449,8 @@ class Session:
 
         write_summary(self.folder, self.config, self.source, self.model_path)
         write_report(self.folder.path)
+        self.note_total()  # with the report, which shows the total before it
+        write_summary(self.folder, self.config, self.source, self.model_path)
         print_summary(self.folder)
 
     def close(self) -> None:
@@ -411,4 +469,4 @@ def _link(source: str, target: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(began=IMPORTED))

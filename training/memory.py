@@ -1,9 +1,9 @@
 """How much memory a GPU needs for a model: arithmetic on its shape, before anything is downloaded or started.
 
-    python -m training.memory model=qwen3_32b learner.lora.rank=16 learner.gradient_checkpointing=true
+    python -m training.memory +experiment=large model=qwen3_32b
 
 Weights, optimizer, adapter and cache are exact; activations are counted tensor by tensor and come within a sixth of what was
-measured for SmolLM2 (training/resources.py).
+measured for SmolLM2 (training/resources.py). They are those of the largest micro-batch that there can be.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def learner_bytes(config: RunConfig, shape: ShapeSection) -> dict[str, float]:
     """Of one learner GPU, by purpose."""
     count, lora, ranks = parameters(shape), config.lora_config(), config.cluster.learner_world_size
     # FSDP computes with gathered copies: of all layers on one rank, else of the layer in hand, the next one and the embeddings.
-    copies = count.total if ranks == 1 else count.rest + 2 * count.largest_gathered
+    all_stay = ranks == 1 and not config.learner.offload_parameters
+    copies = count.total if all_stay else count.rest + 2 * count.largest_gathered
     if lora is None:
         plan = {"weights, gradients, optimizer": TRAINED * count.total / ranks, "copies": 2.0 * copies}
     else:
@@ -88,6 +89,8 @@ def learner_bytes(config: RunConfig, shape: ShapeSection) -> dict[str, float]:
         else:
             weights = 2 * count.total / ranks
         plan = {"frozen weights": weights, "copies": 2.0 * copies, "adapter and optimizer": (TRAINED / ranks + 2) * adapter}
+    if config.learner.offload_parameters:  # the rest is in the host's memory
+        plan = {"copies": plan["copies"]}
     return plan | {
         "activations": float(activation_bytes(config, shape)),
         "logits": 10.0 * config.learner.logits_chunk * shape.vocab_size,  # float32 twice, and their gradient
@@ -96,7 +99,7 @@ def learner_bytes(config: RunConfig, shape: ShapeSection) -> dict[str, float]:
 
 def activation_bytes(config: RunConfig, shape: ShapeSection) -> int:
     """Of one micro-batch, in 16 bits: what a decoder layer keeps for its backward pass, of all layers or of one."""
-    tokens, hidden = config.planned_micro_batch_tokens, shape.hidden_size
+    tokens, hidden = config.most_micro_batch_tokens, shape.hidden_size
     attention = 3 * (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim
     mlp = 4 * shape.intermediate_size * max(1, shape.num_experts_per_tok)
     layer = 2 * tokens * (10 * hidden + attention + mlp)
@@ -142,7 +145,7 @@ def report(config: RunConfig, gpu_gib: float = 80e9 / GIB) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
-        config = load(["+experiment=grpo", *(sys.argv[1:] if arguments is None else arguments)])
+        config = load(list(sys.argv[1:] if arguments is None else arguments))
         told = report(config)
     except TaudojoError as error:
         print(f"taudojo: {error}", file=sys.stderr)

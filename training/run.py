@@ -41,6 +41,7 @@ class RunState:
     step: int = 0
     stage_seconds: float = 0.0  # spent in the stage under way, for its time budget
     evaluation_seconds: float = 0.0  # of the last evaluation, as long as which the next one is expected to take
+    weight_version: int = 0  # of the weights that the engines were given last
     checkpoint: str | None = None  # folder name of the newest whole checkpoint
     kept: list[dict[str, Any]] = field(default_factory=list)  # a `Place` for each checkpoint on disk, oldest first
     best: dict[str, Any] = field(default_factory=dict)  # `name` of the best checkpoint, its `metric` and `value`
@@ -58,6 +59,11 @@ class Place:
     done: int
     step: int
     stage_seconds: float
+
+
+def _old(checkpoint: Path) -> Path:
+    """Where a checkpoint stands while another of its name takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}.old")
 
 
 class Interrupted(Exception):
@@ -94,7 +100,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path) -> tuple[RunFolder, RunConfig]:
-        """The folder and its own configuration; what is on the command line besides `resume` does not count.
+        """The folder and its own configuration.
 
         A newest checkpoint that is damaged is set aside, and the run goes back to the one before it.
         """
@@ -126,8 +132,14 @@ class RunFolder:
             self._noted = len(self.state.done), self.state.step, metrics[name]
 
     def checkpoint(self, name: str, learner: LearnerGroup, extra: dict[str, Any]) -> Path:
-        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep`, the best, and the stages' ends."""
+        """Writes `checkpoint-<name>` whole or not at all, then drops all but the last `keep`, the best, and the stages' ends.
+
+        The one of this very place, where a stage's last step and its end are two reasons for it, is not written again.
+        """
         final = self.path / f"checkpoint-{name.replace('/', '-')}"
+        place = Place(final.name, len(self.state.done), self.state.step, self.state.stage_seconds)
+        if self.state.checkpoint == final.name and asdict(place) in self.state.kept and final.is_dir():
+            return final
         partial = self.path / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -141,13 +153,17 @@ class RunFolder:
                 f"checkpoint {final} could not be written ({error}; {free / 1e9:.1f} GB free); "
                 f"make room and go on with resume={self.path}"
             ) from error
-        shutil.rmtree(final, ignore_errors=True)
+        old = _old(final)
+        if final.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+            final.replace(old)
         partial.replace(final)
+        shutil.rmtree(old, ignore_errors=True)
         state = self.state
         before, state.checkpoint = state.checkpoint, final.name
         self._saved_place = (state.step, state.stage_seconds)
         known = [p for p in state.kept if p["name"] != final.name]
-        known.append(asdict(Place(final.name, len(state.done), state.step, state.stage_seconds)))
+        known.append(asdict(place))
         self._compare_with_best(final.name)
         dropped = [p["name"] for p in known if p["name"] not in STARTING_POINTS][: -self.keep]
         dropped = [name for name in dropped if name != state.best.get("name")]
@@ -184,6 +200,8 @@ class RunFolder:
         found = False
         while place := next((Place(**p) for p in state.kept if p["name"] == state.checkpoint), None):
             folder = self.path / place.name
+            if _old(folder).is_dir() and not folder.is_dir():  # the process ended between the two renames of `checkpoint`
+                _old(folder).replace(folder)
             wrong = damage(folder)
             if wrong is None:
                 if found:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from envs.data import DataSource
 from envs.errors import TaudojoError
+from envs.machine import cores
 from training.config import RunConfig
 from training.resources import GIB
 
@@ -41,7 +42,7 @@ def start_ray(config: RunConfig) -> None:
     else:
         # Logical CPUs count actors, not cores: on a laptop engine and learner take turns on the same cores.
         settings |= {
-            "num_cpus": max(os.cpu_count() or 1, cluster.rollout_workers + cluster.learner_world_size),
+            "num_cpus": max(cores(), cluster.rollout_workers + cluster.learner_world_size),
             "object_store_memory": int(cluster.object_store_gib * GIB),
             "include_dashboard": False,
         }
@@ -68,6 +69,7 @@ def world_config(config: RunConfig, model_path: str, source: DataSource, events:
         limits=config.limits(),
         events=events,
         structured=config.rollout.structured,
+        examples=config.env.examples,
     )
 
 
@@ -95,7 +97,7 @@ def start_learner(config: RunConfig, model_path: str, closers: ExitStack) -> Lea
     from training.learner.group import LearnerGroup
 
     cluster = config.cluster
-    threads = max(1, (os.cpu_count() or 1) // cluster.learner_world_size) if cluster.device == "cpu" else None
+    threads = max(1, cores() // cluster.learner_world_size) if cluster.device == "cpu" else None
     learner = LearnerGroup.start(
         config.learner_config(model_path, threads),
         world_size=cluster.learner_world_size,

@@ -7,7 +7,7 @@ two sides agree to 1e-3; in bfloat16 each side rounds on its own, so the mean ov
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,24 @@ class SyncReport:
 
 
 class WeightSync:
-    """Holds the probe prompts and the version counter."""
+    """Holds the probe prompts and the version counter.
 
-    def __init__(self, learner: LearnerGroup, pool: RolloutPool, prompts: Sequence[Sequence[int]], dtype: str) -> None:
+    version: Of the last weights that the run's engines were given before. note: Hears of each new one.
+    """
+
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        pool: RolloutPool,
+        prompts: Sequence[Sequence[int]],
+        dtype: str,
+        version: int = 0,
+        note: Callable[[int], None] = lambda version: None,
+    ) -> None:
         self._learner, self._pool, self._prompts = learner, pool, [list(p) for p in prompts]
         self._tolerance = TOLERANCE[dtype]
         pool.weights_source = learner.publish  # for a worker that is rebuilt while the learner waits for its episodes
-        self.version = 0
+        self.version, self._note = version, note
 
     def run(self) -> SyncReport:
         """Publishes the learner's weights, or its adapter, to every engine and proves their arrival.
@@ -62,6 +73,7 @@ class WeightSync:
         """
         begin = time.monotonic()
         self.version += 1
+        self._note(self.version)
         reference = self._learner.publish()
         self._pool.load_weights(reference, self.version)
         del reference  # frees a copy of the model in shared memory

@@ -17,9 +17,33 @@ from rollouts.samples import Row, conversation, facts, print_conversation, print
 from rollouts.trajectory import Trajectory
 from training.config import TrackingSection
 from training.progress import console
+from training.run import write_atomically
 
 #: How long the end of a run waits for the dashboard that its beginning asked for.
 _DASHBOARD_S = 20.0
+
+
+def drop_rows_to_come(file: Path, stages: Sequence[str], step: int) -> None:
+    """Takes out of `metrics.jsonl` what a resumed run writes again: the first of `stages` from `step` on, and the others.
+
+    A round of RFT keeps its row: its episodes are on disk and not played again. Half a line is what a killed run left.
+    """
+    if not file.is_file():
+        return
+    lines = file.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not _is_to_come(line, stages, step)]
+    if kept != lines:
+        write_atomically(file, "".join(kept))
+
+
+def _is_to_come(line: str, stages: Sequence[str], step: int) -> bool:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return True
+    if row["stage"] not in stages or "round" in row["metrics"]:
+        return False
+    return row["stage"] != stages[0] or row["step"] >= step
 
 
 class Tracker:

@@ -32,16 +32,19 @@ class FakeLearner:
         self.batches: list[list[Sample]] = []
         self.rates: list[float] = []
         self.asked: list[str] = []
+        self.temperatures: list[float] = []
         self._on_update = on_update
 
-    def update(self, batch: Sequence[Sample], loss: Any, lr: float) -> dict[str, float]:
+    def update(self, batch: Sequence[Sample], loss: Any, lr: float, temperature: float = 1.0) -> dict[str, float]:
         self._on_update(len(self.batches))
         self.batches.append(list(batch))
         self.rates.append(lr)
+        self.temperatures.append(temperature)
         return {"loss": 1.0, "tokens": 2.0 * len(batch), "unique_tokens": 2.0 * len(batch), "seconds": 0.5}
 
-    def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
+    def logprobs(self, batch: Sequence[Sample], reference: bool = False, temperature: float = 1.0) -> list[list[float]]:
         self.asked.append("reference" if reference else "old")
+        self.temperatures.append(temperature)
         return [[-2.0 if reference else -1.0] * len(s.token_ids) for s in batch]
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:

@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 import configs
+from envs.data import DataSource
 from envs.errors import TaudojoError
 from training.compose import known_keys, load, options, validate
 from training.config import RunConfig
 from training.loss import PolicyLossConfig
+from training.startup import world_config
 
 CONFIGS = Path(configs.__file__).parent
 GROUPS = sorted({file.parent.name for file in CONFIGS.glob("*/*.yaml")})
@@ -35,6 +37,12 @@ def test_the_typed_config_says_what_the_files_say():
     assert config.model.dtype == "bfloat16"
 
 
+def test_the_example_calls_of_the_prompt_reach_the_workers_and_are_none_by_default():
+    source = DataSource(Path("data"), "path", "1")
+    assert world_config(load([]), "/m", source).examples == 0
+    assert world_config(load(["env.examples=2"]), "/m", source).examples == 2
+
+
 def test_a_configuration_read_back_from_its_file_is_the_same():
     config = load(["+experiment=grpo", "seed=5", "algorithm=dr_grpo"])
     assert validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
@@ -53,6 +61,7 @@ def test_a_configuration_read_back_from_its_file_is_the_same():
         ("model=smollm2_135", "there is no such model; did you mean smollm2_135m?"),
         ("reward=actons", "there is no such reward; did you mean actions?"),
         ("seed=abc", r"config key seed: .* valid integer.*'abc'"),
+        ("env.examples=-1", r"config key env\.examples: .* greater than or equal to 0 \(got -1\)"),
         ("grpo.lr=-1", r"config key grpo.lr: .* greater than 0 \(got -1\)"),
         ("cluster.device=tpu", "config key cluster.device: .*'cpu' or 'cuda'"),
         ("sft.kinds=cancel", r"config key sft.kinds: .* valid list.*'cancel'"),

@@ -157,8 +157,9 @@ def test_a_step_updates_once_on_everything_and_syncs():
 
 
 def test_several_updates_share_the_episodes_and_the_log_probs_from_before_the_first():
-    learner, sync, metrics = step_of(grpo_settings(updates_per_step=2), ALGORITHM, FakePool())
+    learner, sync, metrics = step_of(grpo_settings(updates_per_step=2, temperature=0.7), ALGORITHM, FakePool())
     assert [len(batch) for batch in learner.batches] == [3, 3]
+    assert learner.temperatures == [0.7] * 3  # all log-probs are those of the distribution that was sampled from
     assert learner.asked == ["old"]
     assert all(s.old_logprobs == [-1.0] * 3 for batch in learner.batches for s in batch)
     assert sync.runs == 1

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from envs.errors import TaudojoError
@@ -115,7 +116,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("prefix_tree", [True, False])
 def test_log_probs_equal_hugging_face_s(make: Make, tiny_llama: Path, prefix_tree: bool):
     samples, model = random_samples(), hf_model(tiny_llama)
-    ours = make(prefix_tree=prefix_tree, temperature=0.7).logprobs(samples)
+    ours = make(prefix_tree=prefix_tree).logprobs(samples, temperature=0.7)
     for sample, got in zip(samples, ours, strict=True):
         with torch.no_grad():
             expected, _ = hf_logprobs(model, sample, temperature=0.7)
@@ -167,15 +168,15 @@ def test_entropy_is_the_mean_over_loss_tokens(make: Make, tiny_llama: Path):
     samples, model = random_samples(), hf_model(tiny_llama)
     with torch.no_grad():
         entropies = torch.cat([hf_logprobs(model, s, 0.8)[1][torch.tensor(s.loss_mask[1:])] for s in samples])
-    metrics = make(temperature=0.8).update(samples, sft_loss, 1e-5)
+    metrics = make().update(samples, sft_loss, 1e-5, temperature=0.8)
     assert metrics["entropy"] == pytest.approx(entropies.mean().item(), abs=1e-4)
     assert metrics["loss_tokens"] == len(entropies)
 
 
-@pytest.mark.parametrize("loss", ["sft", "policy"])
+@pytest.mark.parametrize("loss", ["sft", "token-mean", "seq-mean-token-sum-norm"])
 def test_tree_micro_batches_and_plain_packing_give_the_same_update(make: Make, plain_descent: None, loss: str):
     samples = random_samples(advantages=True)
-    function = sft_loss if loss == "sft" else policy_loss(PolicyLossConfig(tis_cap=2.0))
+    function = sft_loss if loss == "sft" else policy_loss(PolicyLossConfig(tis_cap=2.0, aggregation=loss))
     results = []
     for settings in ({}, {"prefix_tree": False}, {"micro_batch_tokens": 64}, {"prefix_tree": False, "micro_batch_tokens": 64}):
         learner = make(max_grad_norm=1e9, **settings)
@@ -331,6 +332,22 @@ def test_weights_have_hugging_face_s_names_and_a_tied_head_comes_once(make: Make
         assert torch.equal(weights[name], parameter), name
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_ranks_but_the_first_help_to_gather_the_weights_and_hold_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch, lora: LoRAConfig | None
+):
+    learner, gathered = make(lora=lora), []
+    gather = learner._gather
+    monkeypatch.setattr(learner, "_gather", lambda parameters: gathered.append(len(parameters)) or gather(parameters))
+    names = [name for name, _ in learner.weights()]
+    by_the_first = gathered.copy()
+    gathered.clear()
+    learner.rank = 1
+    assert list(learner.weights()) == []
+    assert gathered == by_the_first
+    assert len(gathered) == len(names) > 10
+
+
 def test_weights_travel_in_the_compute_type_over_float32_masters(make: Make):
     learner = make(dtype="bfloat16")
     learner.update(random_samples(), sft_loss, 1e-4)
@@ -435,6 +452,21 @@ def test_every_backend_has_the_same_losses_and_weights(tiny_llama: Path, setting
         assert tensors.keys() == weights.keys()
         for key in weights:
             torch.testing.assert_close(tensors[key], weights[key], rtol=0, atol=1e-4, msg=f"{name} {key}")
+
+
+@fsdp_only
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_on_one_rank_only_offloaded_layers_are_let_go_after_their_forward_pass(
+    make: Make, monkeypatch: pytest.MonkeyPatch, offloaded: bool
+):
+    devices: list[Any] = []
+    load = fsdp.load_model
+    monkeypatch.setattr(fsdp, "load_model", lambda config, **given: devices.append(given["device"]) or load(config, **given))
+    learner = make(offload_parameters=offloaded)
+    learner._predict(random_samples(), 1.0)
+    gathered = [not isinstance(p, DTensor) for layer in learner.policy.model.base_model.layers for p in layer.parameters()]
+    assert set(gathered) == {not offloaded}
+    assert devices == ["cpu" if offloaded else None]  # None: the learner's own, which offloading exists to spare
 
 
 # -- LoRA

@@ -32,6 +32,7 @@ def batch(mask: list[list[float]] | None = None, **tensors: Any) -> LossInputs:
         "entropy_BT": torch.zeros(2, 3),
         "batch_tokens": int(mask_BT.sum()),
         "batch_samples": 2,
+        "batch_longest": 3,
         "world_size": 1,
     }
     return LossInputs(**fields | tensors)
@@ -57,8 +58,9 @@ def rows(values: list[list[float]]) -> Any:
 
 
 def part(inputs: LossInputs, row: int) -> LossInputs:
-    """One sample as a micro-batch of its own: the whole batch's size stays."""
-    tensors = {name: value[row : row + 1] for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+    """One sample as a micro-batch of its own, as wide as it is long: the whole batch's size stays."""
+    width = int(inputs.mask_BT[row].sum())
+    tensors = {name: value[row : row + 1, :width] for name, value in vars(inputs).items() if isinstance(value, Tensor)}
     return replace(inputs, **tensors)
 
 
@@ -193,7 +195,7 @@ def test_without_its_coefficient_the_reference_costs_nothing():
     assert "kl_reference" not in outputs.metrics
 
 
-@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize("aggregation", get_args(AlgorithmSection.model_fields["aggregation"].annotation))
 def test_micro_batch_losses_add_up_to_the_batch_s(aggregation: str):
     inputs = batch(
         mask=[[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]],

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import ray
+from safetensors import SafetensorError
 
+from envs.errors import TaudojoError
 from rollouts.gold import gold_trajectories
 from rollouts.trajectory import EpisodeRequest
 from training import main as command
@@ -48,7 +50,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, smollm_path: Pat
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(command.Session, "start", lambda self: pytest.fail("the engine was started"))
     # The session's own engine may be running beside these tests.
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64 * 2**30))
+    monkeypatch.setattr("training.resources.memory", lambda: (64 * 2**30, 64 * 2**30))
     return tmp_path
 
 
@@ -136,6 +138,74 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert re.search(r"go on with: python -m training\.main resume=outputs/smoke-\d{8}-\d{6}\n", out)
 
 
+def test_a_resumed_run_may_go_on_with_other_machines_and_nothing_else(
+    in_process: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = RunFolder.create(load([*SMOKE, "seed=7", "cluster.object_store_gib=2"])).path
+    asked = ["+experiment=grpo", f"resume={folder}", "cluster.learner_world_size=2"]
+    own = RunFolder.resume(folder)[1]
+    config = command.resumed(own, load(asked), asked)
+    assert (config.name, config.seed) == ("smoke", 7)
+    assert (config.cluster.learner_world_size, config.cluster.object_store_gib) == (2, 2.0)
+    asked = [f"resume={folder}", "cluster=gpu"]
+    assert command.resumed(own, load(asked), asked).cluster == load(["cluster=gpu"]).cluster
+    assert main([f"resume={folder}", "grpo.lr=1e-3", "seed=8"]) == 2
+    assert "only cluster.* may change: leave out grpo.lr, seed, or begin a new run" in sentence(capsys)
+
+
+class Learner:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def load(self, checkpoint: Path) -> None:
+        self.told.append(checkpoint.name)
+
+    def keep_reference(self) -> None:
+        self.told.append("keep")
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir()
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("sft", "told"),
+    [
+        (True, ["checkpoint-grpo-00005", "checkpoint-sft", "keep", "checkpoint-grpo-00005"]),
+        (False, ["keep", "checkpoint-grpo-00005"]),
+    ],
+)
+def test_the_reference_of_a_resumed_run_is_what_grpo_started_from(
+    in_process: Path, monkeypatch: pytest.MonkeyPatch, sft: bool, told: list[str]
+):
+    config = load([*SMOKE, "algorithm.kl_coef=0.1", f"sft.enabled={sft}"])
+    session: Any = command.Session(config, RunFolder.create(config))
+    session.learner, session.folder.state.step = Learner(), 5
+    session.pool = session.sync = session.store = session.tracker = None
+    session.tasks, session.begin = SimpleNamespace(grpo=[]), time.monotonic()
+    newest = session.folder.path / "checkpoint-grpo-00005"
+    monkeypatch.setattr(command, "ensure_whole", lambda checkpoint: None)
+    monkeypatch.setattr("training.stages.grpo.run_grpo", lambda *_: 5)
+    monkeypatch.setattr(RunFolder, "newest_checkpoint", lambda self: newest)
+    monkeypatch.setattr(RunFolder, "checkpoint", lambda *_: None)
+    session.take_up(newest)
+    session.grpo("grpo", None)
+    assert session.learner.told == told
+
+
+def test_a_model_for_which_there_is_no_room_is_one_sentence(in_process: Path):
+    config = load(SMOKE)
+    session: Any = command.Session(config, RunFolder.create(config))
+    session.learner, session.model_path = Learner(), ""
+    with pytest.raises(
+        TaudojoError, match=r"sft_model could not be written \(.*No space left.*make room and go on with resume=outputs"
+    ):
+        session.export_model("sft_model")
+    assert not list(session.folder.path.glob(".*.partial"))
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_a_gpu_is_used_where_there_is_one_and_nothing_was_chosen(monkeypatch: pytest.MonkeyPatch, gpu: bool):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
@@ -191,6 +261,45 @@ def test_grpo_leaves_the_run_time_for_its_last_evaluation(tmp_path: Path, monkey
     assert seconds_at(1900.0, 250.0) == 1.0  # one step
     without_limit = load([*SMOKE, f"output_dir={tmp_path}"])
     assert command.Session(without_limit, RunFolder.create(without_limit)).within_the_run(without_limit.grpo).seconds is None
+
+
+def test_the_total_is_all_but_the_model_s_making_and_a_resumed_run_adds_to_it(
+    in_process: Path, smollm_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def make_the_model(_: object) -> Path:
+        time.sleep(0.3)
+        return smollm_path
+
+    monkeypatch.setattr(command, "resolve_model", make_the_model)
+    monkeypatch.setattr(command.Session, "start", lambda self: None)
+    monkeypatch.setattr(command.Session, "plan", lambda self: [])
+    monkeypatch.setattr("rollouts.report.write_report", lambda path: time.sleep(1.5))
+
+    def run(*overrides: str) -> tuple[Path, float, float]:
+        """Of a process that was started 100 seconds ago: the run's folder, the total, the seconds until the end."""
+        began = time.monotonic() - 100.0
+        folder = command.run(load(list(overrides)), began).path
+        total = json.loads((folder / "summary.json").read_text())["seconds"]["total"]
+        return folder, total, time.monotonic() - began
+
+    folder, total, seconds = run(*SMOKE)
+    assert 0.3 <= seconds - total < 1.3
+    _, total_of_both, seconds_of_second = run(f"resume={folder}")
+    assert 0.6 <= seconds + seconds_of_second - total_of_both < 2.1
+
+
+def test_a_resumed_run_drops_the_numbers_of_steps_that_it_takes_again(in_process: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command.Session, "start", lambda self: None)
+    monkeypatch.setattr("rollouts.report.write_report", lambda path: None)
+    folder = RunFolder.create(load(SMOKE))
+    folder.state.done, folder.state.step, folder._saved_place = ["eval/before"], 3, (3, 1.0)
+    folder.save_state()
+    rows = [("eval/before", 0), *(("sft", step) for step in range(6))]
+    lines = [json.dumps({"stage": stage, "step": step, "metrics": {}}) + "\n" for stage, step in rows]
+    (folder.path / "metrics.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(command.Session, "sft", lambda self, stage, stop: os.kill(os.getpid(), signal.SIGINT))
+    assert main([f"resume={folder.path}"]) == 130
+    assert [(row["stage"], row["step"]) for row in lines_of(folder.path)] == rows[:4]
 
 
 def test_the_process_ends_with_status_2_and_without_a_traceback_from_any_folder(tmp_path: Path):

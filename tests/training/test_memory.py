@@ -69,6 +69,13 @@ def test_all_weights_an_adapter_and_4_bits():
     assert packed == pytest.approx(0.516 * count.linear + 2 * count.rest, rel=1e-3)
 
 
+def test_what_is_offloaded_leaves_the_copies_of_two_layers():
+    count = parameters(shape_of(load(["model=qwen3_8b"])))
+    told = plan("learner.offload_parameters=true")
+    assert set(told) == {"copies", "activations", "logits"}
+    assert told["copies"] == 2 * (count.rest + 2 * count.largest_gathered) < plan()["copies"] / 3
+
+
 def test_checkpointing_keeps_one_layer():
     assert plan("learner.gradient_checkpointing=true")["activations"] < plan()["activations"] / 12
 
@@ -76,6 +83,16 @@ def test_checkpointing_keeps_one_layer():
 def test_activations_are_near_what_was_measured():
     config = load(["+experiment=grpo", "learner.micro_batch_tokens=4096"])
     assert learner_bytes(config, shape_of(config))["activations"] == pytest.approx(60 * 4096 * 30 * 576, rel=0.17)
+
+
+def test_the_plan_counts_the_largest_micro_batch_that_the_learner_may_make():
+    def tokens(*overrides: str) -> int:
+        return load(["model.max_model_len=3000", *overrides]).most_micro_batch_tokens
+
+    assert tokens() == 6000  # two of the longest episodes
+    assert tokens("model.max_model_len=1000") == 4096
+    assert tokens("learner.micro_batch_tokens=5000") == 5000
+    assert tokens("learner.micro_batch_tokens=1024") == 3000  # an episode that stands alone
 
 
 def test_the_cache_holds_what_the_weights_leave():
@@ -118,6 +135,8 @@ def test_a_recipe_on_the_page_says_what_is_computed(row: list[str]):
     ]
     config = load(shlex.split(command.split("#")[0].split("training.main ")[1]))
     assert config.model.name == name
+    assert (config.seconds, config.sft.seconds, config.grpo.seconds) == (None, None, None)  # a laptop's would end it in SFT
+    assert config.most_micro_batch_tokens == config.learner.micro_batch_tokens == config.model.max_model_len
     told = report(config)
     cluster = config.cluster
     assert [float(x) for x in re.findall(r"[\d.]+", row[2])] == [pytest.approx(told["learner GPU"], abs=0.06)]

@@ -127,7 +127,7 @@ class Learner:
         self.updates = 0
         self._on_update, self._random = on_update, random.Random(3)
 
-    def update(self, batch: Sequence[Sample], loss: Any, lr: float) -> dict[str, float]:
+    def update(self, batch: Sequence[Sample], loss: Any, lr: float, temperature: float = 1.0) -> dict[str, float]:
         self._on_update(self.updates)
         self.updates += 1
         time.sleep(self._random.uniform(0.05, 0.3))

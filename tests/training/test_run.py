@@ -104,10 +104,20 @@ def test_a_checkpoint_replaces_the_one_before_it(folder: RunFolder):
 
 
 def test_a_checkpoint_of_the_same_name_is_written_anew(folder: RunFolder):
-    folder.checkpoint("sft", FakeLearner(), {"step": 1})  # type: ignore[arg-type]
-    newest = folder.checkpoint("sft", FakeLearner(), {"step": 2})  # type: ignore[arg-type]
+    for step in (1, 2):
+        folder.state.step = step
+        newest = folder.checkpoint("sft", FakeLearner(), {"step": step})  # type: ignore[arg-type]
     assert checkpoints(folder) == ["checkpoint-sft"]
     assert json.loads((newest / "state.json").read_text()) == {"step": 2}
+    folder.checkpoint("sft", FakeLearner(disk_full=True), {"step": 2})  # type: ignore[arg-type]  # of the same place: it is there
+
+
+def test_a_process_that_ends_while_checkpoints_change_places_costs_nothing(folder: RunFolder):
+    final = folder.checkpoint("sft", FakeLearner(), {"step": 1})  # type: ignore[arg-type]
+    final.replace(final.with_name(f".{final.name}.old"))
+    again = RunFolder.resume(folder.path)[0]
+    assert again.newest_checkpoint() == final
+    assert damage(final) is None
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(folder: RunFolder):

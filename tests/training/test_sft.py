@@ -128,7 +128,8 @@ def test_an_interrupted_sft_goes_on_with_the_next_batch(folder: RunFolder):
 
 def test_the_held_out_loss_is_the_mean_over_loss_tokens_and_trains_nothing():
     class Known(FakeLearner):
-        def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
+        def logprobs(self, batch: Sequence[Sample], reference: bool = False, temperature: float = 1.0) -> list[list[float]]:
+            assert temperature == 1.0
             return [[0.0, -1.0, -2.0, -4.0][: len(s.token_ids)] for s in batch]
 
     learner = Known()

@@ -17,7 +17,7 @@ from rollouts.trajectory import Trajectory
 from stage_fakes import trajectory
 from training.compose import load
 from training.config import TrackingSection
-from training.tracking import Tracker
+from training.tracking import Tracker, drop_rows_to_come
 
 HOSTILE = "<script>alert(1)</script> [bold]not[/bold] \x1b[2J\x07 \ud800"
 
@@ -49,6 +49,29 @@ def test_tables_come_every_so_many_steps_and_conversations_every_so_many_episode
     assert [len(line["samples"]) for line in lines if "samples" in line] == [2, 2]
     assert [line["step"] for line in lines if "conversations" in line] == [0, 2, 5]  # episodes 0, 20 and 40
     assert [line["metrics"] for line in lines] == [{"reward/mean": 0.5}] * 6
+
+
+def row(stage: str, step: int, **metrics: float) -> str:
+    return json.dumps({"stage": stage, "step": step, "metrics": metrics}) + "\n"
+
+
+def test_rows_of_steps_to_come_are_dropped_and_half_a_line(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    drop_rows_to_come(file, ["sft"], 0)  # a new run has none
+    known = [row("eval/before", 0), row("sft", 0), row("sft", 1)]
+    file.write_text("".join([*known, row("sft", 2), row("eval/after_sft", 0), row("grpo", 0), '{"stage": "gr']))
+    drop_rows_to_come(file, ["sft", "eval/after_sft", "grpo", "export"], 2)
+    assert file.read_text() == "".join(known)
+    drop_rows_to_come(file, [], 0)
+    assert file.read_text() == "".join(known)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_round_of_rft_keeps_its_row_and_its_steps_do_not(tmp_path: Path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(row("rft", 4, round=1.0) + row("rft", 4, loss=0.5))
+    drop_rows_to_come(file, ["rft", "export"], 4)
+    assert file.read_text() == row("rft", 4, round=1.0)
 
 
 def test_both_can_be_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.learner.tree import PrefixTree, Segment, build_tree, common_prefix, pack
+from training.learner.tree import PrefixTree, Segment, build_tree, common_prefix, deal, pack
 
 #: Few different tokens, so that prefixes are shared, repeated and contained in each other.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=8)
@@ -104,3 +104,35 @@ def test_sharing_lets_more_samples_into_a_micro_batch():
 def test_a_budget_below_one_token_is_an_error():
     with pytest.raises(ValueError, match="micro_batch_tokens"):
         pack([[1]], budget=0)
+
+
+@given(SEQUENCES, st.integers(1, 5), st.booleans())
+def test_every_sample_goes_to_one_rank(sequences: list[list[int]], ranks: int, share: bool):
+    shares = deal(sequences, ranks, share)
+    assert len(shares) == ranks
+    assert sorted(i for numbers in shares for i in numbers) == list(range(len(sequences)))
+    assert shares == deal(sequences, ranks, share)
+
+
+def test_a_group_stays_on_one_rank():
+    groups = [[[group, *range(20), 30 + member] for member in range(3)] for group in range(2)]
+    dealt = deal([sample for members in zip(*groups, strict=True) for sample in members], ranks=2)
+    assert dealt == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_ranks_get_about_the_same_number_of_unique_tokens():
+    rng = np.random.default_rng(0)
+    sequences = [[g, *range(40), *rng.integers(50, 99, 10 + 3 * m).tolist()] for g in range(5) for m in range(6)]
+    costs = [len(build_tree([sequences[i] for i in numbers]).tokens_U) for numbers in deal(sequences, ranks=4)]
+    alone = len(build_tree(sequences).tokens_U)
+    assert max(costs) < 1.1 * sum(costs) / 4
+    assert sum(costs) <= alone + 3 * 41  # at most one trunk more for every cut
+
+
+def test_without_sharing_ranks_get_samples_by_length():
+    assert deal([[1] * n for n in (1, 5, 3, 2)], ranks=2, share=False) == [[1, 3], [0, 2]]
+
+
+def test_there_may_be_fewer_samples_than_ranks():
+    assert deal([[1, 2]], ranks=3) == [[0], [], []]
+    assert deal([], ranks=2) == [[], []]

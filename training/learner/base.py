@@ -40,8 +40,9 @@ class Sample:
 class LossInputs:
     """What a loss may look at: one row per sample, one column per loss token, padded on the right.
 
-    Shapes are `[samples, tokens]`. `batch_tokens`, `batch_samples` and `world_size` describe the whole batch over all
-    ranks and micro-batches, so that the sum of micro-batch losses is the loss of the batch.
+    Shapes are `[samples, tokens]`. `batch_tokens`, `batch_samples`, `batch_longest` (the most loss tokens of a sample) and
+    `world_size` describe the whole batch over all ranks and micro-batches, so that the sum of micro-batch losses is the loss of
+    the batch.
     """
 
     logprobs_BT: Tensor
@@ -49,6 +50,7 @@ class LossInputs:
     entropy_BT: Tensor
     batch_tokens: int
     batch_samples: int
+    batch_longest: int
     world_size: int
     advantages_BT: Tensor | None = None
     sampler_logprobs_BT: Tensor | None = None
@@ -127,7 +129,6 @@ class LearnerConfig:
     zero_stage: Literal[2, 3] = 3
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    temperature: float = 1.0  # log-probs are those of the sampling distribution
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = 1.0
@@ -139,14 +140,17 @@ class LearnerConfig:
 class Learner(Protocol):
     """One rank. `group.LearnerGroup` offers the same verbs over all ranks."""
 
-    def update(self, batch: Sequence[Sample], loss: LossFn, lr: float) -> dict[str, float]:
-        """One optimizer step over `batch` (this rank's share). Returns metrics of the whole batch."""
+    def update(self, batch: Sequence[Sample], loss: LossFn, lr: float, temperature: float = 1.0) -> dict[str, float]:
+        """One optimizer step over `batch` (this rank's share). Returns metrics of the whole batch.
 
-    def logprobs(self, batch: Sequence[Sample]) -> list[list[float]]:
+        The loss sees log-probabilities under softmax(logits / `temperature`): that of the sampler, where it samples.
+        """
+
+    def logprobs(self, batch: Sequence[Sample], temperature: float = 1.0) -> list[list[float]]:
         """Log-probability of every token given those before it (index 0 is 0.0), for each sample."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under their Hugging Face names, in the training dtype; tied weights once."""
+        """Full tensors under their Hugging Face names, in the training dtype; tied weights once. Only rank 0 is given any."""
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None: ...
 

@@ -74,7 +74,7 @@ class LearnerEngine(ABC):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._kept: list[Tensor] = []
         self._batches = 0
-        self._build(Policy(model, config.logits_chunk, config.temperature))
+        self._build(Policy(model, config.logits_chunk))
 
     def _load(self) -> Any:
         """The model, on the learner's device."""
@@ -116,7 +116,7 @@ class LearnerEngine(ABC):
 
     # -- forward and backward
 
-    def update(self, batch: Sequence[Sample], loss: LossFn, lr: float) -> dict[str, float]:
+    def update(self, batch: Sequence[Sample], loss: LossFn, lr: float, temperature: float = 1.0) -> dict[str, float]:
         """One optimizer step. `batch` is this rank's share; metrics are those of the whole batch, equal on every rank.
 
         Raises:
@@ -125,12 +125,13 @@ class LearnerEngine(ABC):
         share_tokens = sum(s.loss_tokens for s in batch)
         share_samples = sum(s.loss_tokens > 0 for s in batch)
         batch_tokens, batch_samples = (int(x) for x in self._all_sum([share_tokens, share_samples]))
+        batch_longest = int(self._all_max(max((s.loss_tokens for s in batch), default=0)))
         if batch_tokens == 0:
             raise ValueError("a batch without loss tokens cannot be trained on")
         sums: dict[str, float] = {}
         unique = 0
         for micro in self._micro_batches(batch):
-            inputs, tree_tokens = self._forward(micro, batch_tokens, batch_samples)
+            inputs, tree_tokens = self._forward(micro, batch_tokens, batch_samples, batch_longest, temperature)
             unique += tree_tokens
             outputs = loss(inputs)
             self._backward(outputs.loss)
@@ -157,14 +158,14 @@ class LearnerEngine(ABC):
         }
 
     @torch.no_grad()
-    def logprobs(self, batch: Sequence[Sample]) -> list[list[float]]:
+    def logprobs(self, batch: Sequence[Sample], temperature: float = 1.0) -> list[list[float]]:
         """Log-probability of each token given those before it; index 0 is 0.0. The loss mask is ignored; there is no dropout."""
         out: list[list[float]] = [[] for _ in batch]
         everything = [Sample(s.token_ids, [True] * len(s.token_ids)) for s in batch]
         self.policy.eval()
         for numbers in self._plan(everything):
             samples = [everything[i] for i in numbers] or [_dummy()]
-            rows, _, _ = self._predict(samples)
+            rows, _, _ = self._predict(samples, temperature)
             for i, row in zip(numbers, rows, strict=False):
                 out[i] = [0.0, *row.tolist()]
         self.policy.train()
@@ -196,8 +197,10 @@ class LearnerEngine(ABC):
         most = int(self._all_max(len(plan)))
         return plan + [[] for _ in range(most - len(plan))]
 
-    def _forward(self, samples: list[Sample], batch_tokens: int, batch_samples: int) -> tuple[LossInputs, int]:
-        logprobs, entropies, unique = self._predict(samples)
+    def _forward(
+        self, samples: list[Sample], batch_tokens: int, batch_samples: int, batch_longest: int, temperature: float
+    ) -> tuple[LossInputs, int]:
+        logprobs, entropies, unique = self._predict(samples, temperature)
         stand_in = not any(s.loss_tokens for s in samples)
 
         def rows(read: Callable[[Sample], Sequence[float] | None]) -> Tensor | None:
@@ -218,6 +221,7 @@ class LearnerEngine(ABC):
             mask_BT=_pad([torch.full_like(x, not stand_in) for x in logprobs]),
             batch_tokens=batch_tokens,
             batch_samples=batch_samples,
+            batch_longest=batch_longest,
             world_size=self.world_size,
             advantages_BT=rows(lambda s: s.advantages),
             sampler_logprobs_BT=rows(lambda s: s.sampler_logprobs),
@@ -225,7 +229,7 @@ class LearnerEngine(ABC):
             reference_logprobs_BT=rows(lambda s: s.reference_logprobs),
         ), unique
 
-    def _predict(self, samples: list[Sample]) -> tuple[list[Tensor], list[Tensor], int]:
+    def _predict(self, samples: list[Sample], temperature: float) -> tuple[list[Tensor], list[Tensor], int]:
         """Per sample: log-probability and entropy `[loss tokens]`; and the number of unique tokens computed."""
         tree = build_tree([s.token_ids for s in samples], share=self.config.prefix_tree)
         predictors, targets, counts = loss_positions(
@@ -236,7 +240,7 @@ class LearnerEngine(ABC):
         if empty:
             predictors, targets = np.zeros(1, np.int64), np.zeros(1, np.int64)
         logprob_P, entropy_P = self.forward(
-            tree, torch.from_numpy(predictors).to(self.device), torch.from_numpy(targets).to(self.device)
+            tree, torch.from_numpy(predictors).to(self.device), torch.from_numpy(targets).to(self.device), temperature
         )
         if empty:
             return [logprob_P * 0.0], [entropy_P * 0.0], 0
@@ -318,14 +322,14 @@ class LearnerEngine(ABC):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor in the compute dtype, on the CPU), tied weights once, an adapter merged in.
 
-        A tensor may share the parameter's memory. Collective: every rank must iterate.
+        A tensor may share the parameter's memory. Collective: every rank must iterate, and only rank 0 is given anything.
         """
         pieces = self.adapter.merged_pieces() if self.adapter else plain_pieces(self.policy.model)
         for name, full in self._combined(pieces):
             yield name, full.to("cpu", self.compute_dtype)
 
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(peft's name, full float32 tensor, on the CPU) of what LoRA trains. Collective."""
+        """(peft's name, full float32 tensor, on the CPU) of what LoRA trains. Collective, as `weights` is."""
         assert self.adapter is not None
         for name, full in self._combined(self.adapter.pieces()):
             yield name, full.to("cpu", torch.float32)
@@ -341,9 +345,12 @@ class LearnerEngine(ABC):
         return adapter, {ADAPTER_METADATA: self.adapter.description()}
 
     def _combined(self, pieces: Iterator[Piece]) -> Iterator[tuple[str, Tensor]]:
+        """Gathers on every rank and yields on rank 0 alone: a whole model for each rank would not fit into a host's memory."""
         with torch.no_grad():
             for piece in pieces:
-                yield piece.name, piece.combine(*self._gather(piece.parameters))
+                gathered = self._gather(piece.parameters)
+                if self.rank == 0:
+                    yield piece.name, piece.combine(*gathered)
 
     def save(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Trained weights, optimizer and each rank's random state into `folder`, which exists; rank 0 adds `state.json`.

@@ -34,7 +34,7 @@ class FSDPLearner(LearnerEngine):
 
     def _load(self) -> Any:
         if not self._hands_on:
-            return load_model(self.config)
+            return load_model(self.config, device="cpu" if self.config.offload_parameters else None)
         return load_model(self.config, whole=self.rank == 0, device="cpu")
 
     def _build(self, policy: Policy) -> None:
@@ -55,8 +55,10 @@ class FSDPLearner(LearnerEngine):
                 ignored_params=whole,
             )
 
+        # One rank shards nothing, but layers that come from the host's memory would pile up on its GPU.
+        reshard = self.world_size > 1 or self.config.offload_parameters
         for layer in policy.model.base_model.layers:
-            shard(layer, reshard_after_forward=self.world_size > 1)
+            shard(layer, reshard_after_forward=reshard)
         self.policy = shard(policy, reshard_after_forward=False)
         self.forward = self.policy
         self.optimizer = make_optimizer(self.config, self._trained())

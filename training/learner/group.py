@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from envs.errors import TaudojoError
 from envs.identity import ensure_own_packages
+from envs.machine import cores
 from rollouts.scheduler import get
 from training.learner.base import HEAP_ENVIRONMENT, LearnerConfig, Sample, why_merged
+from training.learner.tree import deal
 from training.loss import PolicyLossConfig, policy_loss, sft_loss
 
 if TYPE_CHECKING:
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Ray tells of a dead rank so soon after the others have lost their connection to it.
+DEATH_NOTICE_S = 10.0
 START_TIMEOUT_S = 300.0
+#: Reading 120 B parameters takes longer than that. A rank that dies meanwhile is an error at once, by Ray and not by waiting.
+COLLECTIVE_TIMEOUT_S = 1800.0
 #: What a batch is trained with: None is the SFT loss.
 LossSpec = PolicyLossConfig | None
 
@@ -62,19 +68,17 @@ class LearnerWorker:
             init_method=address,
             rank=self.rank,
             world_size=self.world_size,
-            timeout=timedelta(minutes=10),
+            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
         )
         self.learner = backend(config)(config)
         gc.freeze()  # what was imported stays; DeepSpeed collects garbage with every release of its parameters
 
-    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
-        return self.learner.update(batch, sft_loss if loss is None else policy_loss(loss), lr)
+    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float, temperature: float = 1.0) -> dict[str, float]:
+        return self.learner.update(batch, sft_loss if loss is None else policy_loss(loss), lr, temperature)
 
-    def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
-        if reference:
-            with self.learner.reference():
-                return self.learner.logprobs(batch)
-        return self.learner.logprobs(batch)
+    def logprobs(self, batch: Sequence[Sample], reference: bool = False, temperature: float = 1.0) -> list[list[float]]:
+        with self.learner.reference() if reference else nullcontext():
+            return self.learner.logprobs(batch, temperature)
 
     def keep_reference(self) -> None:
         self.learner.keep_reference()
@@ -140,9 +144,10 @@ def backend(config: LearnerConfig) -> type[LearnerEngine]:
 class LearnerGroup:
     """The learner that stages talk to."""
 
-    def __init__(self, workers: Sequence[Any], group: Any) -> None:
+    def __init__(self, workers: Sequence[Any], group: Any, prefix_tree: bool) -> None:
         self._workers = list(workers)
         self._group = group
+        self._prefix_tree = prefix_tree
         self.published_bytes = 0  # of the last `publish`
 
     @classmethod
@@ -155,9 +160,10 @@ class LearnerGroup:
         if not group.wait(START_TIMEOUT_S):
             remove_placement_group(group)
             raise TaudojoError(
-                f"Ray has no room for {world_size} learner ranks of {bundle}; lower learner.world_size or cluster sizes"
+                f"Ray has no room for {world_size} learner ranks of {bundle}; "
+                "lower cluster.learner_world_size or cluster.rollout_workers"
             )
-        threads = config.threads or max(1, (os.cpu_count() or 1) // world_size)
+        threads = config.threads or max(1, cores() // world_size)
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
@@ -175,10 +181,11 @@ class LearnerGroup:
                 for rank in range(world_size)
             ],
             group,
+            config.prefix_tree,
         )
         try:
             address = get(started._workers[0].address.remote(port), START_TIMEOUT_S, "the learner's first rank")
-            get([w.setup.remote(config, address) for w in started._workers], START_TIMEOUT_S, "all learner ranks to meet")
+            get([w.setup.remote(config, address) for w in started._workers], COLLECTIVE_TIMEOUT_S, "all learner ranks to load")
         except BaseException:
             started.close()
             raise
@@ -197,27 +204,38 @@ class LearnerGroup:
         waiting = list(pending)
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
-            get(done[0], None, f"the learner ({verb})")
+            try:
+                get(done[0], None, f"the learner ({verb})")
+            except FloatingPointError as error:
+                raise TaudojoError(str(error)) from error
+            except RuntimeError as error:  # perhaps the broken connection to a rank that has died
+                for reference in ray.wait(waiting, num_returns=len(waiting), timeout=DEATH_NOTICE_S)[0] if waiting else ():
+                    with suppress(RuntimeError):
+                        get(reference, None, f"the learner ({verb})")
+                raise error
         return ray.get(pending)
 
-    def _shares(self, batch: Sequence[Sample]) -> list[list[Sample]]:
-        """Round-robin by length: ranks get about the same number of tokens."""
-        order = sorted(batch, key=lambda s: -len(s.token_ids))
-        return [list(order[rank :: self.world_size]) for rank in range(self.world_size)]
+    def _shares(self, batch: Sequence[Sample]) -> list[list[int]]:
+        """The numbers of each rank's samples."""
+        return deal([s.token_ids for s in batch], self.world_size, self._prefix_tree)
 
-    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float) -> dict[str, float]:
+    def update(self, batch: Sequence[Sample], loss: LossSpec, lr: float, temperature: float = 1.0) -> dict[str, float]:
         """One optimizer step over the batch; see `Learner.update`. Adds `seconds`."""
         begin = time.monotonic()
-        shares = self._shares(batch) if self.world_size > 1 else [list(batch)]
-        pending = [w.update.remote(share, loss, lr) for w, share in zip(self._workers, shares, strict=True)]
+        shares = [[batch[i] for i in numbers] for numbers in self._shares(batch)]
+        pending = [w.update.remote(share, loss, lr, temperature) for w, share in zip(self._workers, shares, strict=True)]
         return self._gather(pending, "update")[0] | {"seconds": time.monotonic() - begin}
 
-    def logprobs(self, batch: Sequence[Sample], reference: bool = False) -> list[list[float]]:
-        parts = [list(batch[rank :: self.world_size]) for rank in range(self.world_size)]
-        pending = [w.logprobs.remote(part, reference) for w, part in zip(self._workers, parts, strict=True)]
+    def logprobs(self, batch: Sequence[Sample], reference: bool = False, temperature: float = 1.0) -> list[list[float]]:
+        shares = self._shares(batch)
+        pending = [
+            w.logprobs.remote([batch[i] for i in numbers], reference, temperature)
+            for w, numbers in zip(self._workers, shares, strict=True)
+        ]
         out: list[list[float]] = [[] for _ in batch]
-        for rank, part in enumerate(self._gather(pending, "logprobs")):
-            out[rank :: self.world_size] = part
+        for numbers, rows in zip(shares, self._gather(pending, "logprobs"), strict=True):
+            for i, row in zip(numbers, rows, strict=True):
+                out[i] = row
         return out
 
     def keep_reference(self) -> None:

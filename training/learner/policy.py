@@ -22,14 +22,16 @@ CPU_VOCABULARY_BLOCK = 2048
 class Policy(nn.Module):
     """Wraps `model` (anything from `AutoModelForCausalLM` whose attention goes through `AttentionInterface`)."""
 
-    def __init__(self, model: nn.Module, logits_chunk: int, temperature: float) -> None:
+    def __init__(self, model: nn.Module, logits_chunk: int) -> None:
         super().__init__()
         self.model = model
         self.logits_chunk = logits_chunk
-        self.temperature = temperature
 
-    def forward(self, tree: PrefixTree, predictors_P: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of each target token at its predictor's row, and the entropy there; both `[P]`, float32."""
+    def forward(
+        self, tree: PrefixTree, predictors_P: Tensor, targets_P: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target token at its predictor's row, and the entropy there; both `[P]`, float32, of
+        softmax(logits / `temperature`)."""
         device = predictors_P.device
         hidden = self.model.base_model(
             input_ids=torch.from_numpy(tree.tokens_U)[None].to(device),
@@ -38,7 +40,7 @@ class Policy(nn.Module):
             tree=tree,
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        return _LogProbs.apply(hidden[predictors_P], head.weight, head.bias, targets_P, self.temperature, self.logits_chunk)
+        return _LogProbs.apply(hidden[predictors_P], head.weight, head.bias, targets_P, temperature, self.logits_chunk)
 
 
 class _LogProbs(torch.autograd.Function):

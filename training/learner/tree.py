@@ -10,9 +10,11 @@ Only prefixes of whole trajectories are merged, therefore every number is the sa
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,18 +133,46 @@ def pack(sequences: Sequence[Sequence[int]], budget: int, share: bool = True) ->
     """
     if budget < 1:
         raise ValueError(f"micro_batch_tokens must be positive, got {budget}")
+    return _runs(_lined_up(sequences, share), budget)
+
+
+def deal(sequences: Sequence[Sequence[int]], ranks: int, share: bool = True) -> list[list[int]]:
+    """Splits samples over ranks: one list of sample numbers for each, in ascending order; some are empty where samples are few.
+
+    Shares are runs of the sorted order too, or the members of a group would go to several ranks and each would compute their
+    trunk. They are cut so that the busiest rank computes as few unique tokens as it can. Without sharing, samples go round by
+    length.
+    """
+    if not share:
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        return [sorted(order[rank::ranks]) for rank in range(ranks)]
+    lined_up = _lined_up(sequences, share)
+    lengths = [length for _, length, _ in lined_up]
+    budgets = range(max(lengths, default=0), sum(lengths) + 1)
+    least = budgets[bisect_left(budgets, True, key=lambda budget: len(_runs(lined_up, budget)) <= ranks)]
+    shares = _runs(lined_up, least)
+    return shares + [[] for _ in range(ranks - len(shares))]
+
+
+def _lined_up(sequences: Sequence[Sequence[int]], share: bool) -> list[tuple[int, int, int]]:
+    """(sample number, its tokens, how many of them the one before shares), sorted where prefixes are shared."""
     arrays = [np.asarray(s, dtype=np.int64) for s in sequences]
-    order = sorted(range(len(arrays)), key=lambda i: arrays[i].astype(">i8").tobytes()) if share else list(range(len(arrays)))
-    batches: list[list[int]] = []
+    if not share:
+        return [(i, len(array), 0) for i, array in enumerate(arrays)]
+    order = sorted(range(len(arrays)), key=lambda i: arrays[i].astype(">i8").tobytes())
+    shared = [0, *(common_prefix(arrays[a], arrays[b]) for a, b in pairwise(order))]
+    return [(i, len(arrays[i]), common) for i, common in zip(order, shared, strict=False)]
+
+
+def _runs(lined_up: Sequence[tuple[int, int, int]], budget: int) -> list[list[int]]:
+    """Runs of neighbours within a budget of unique tokens, each as long as it can be."""
+    runs: list[list[int]] = []
     used = 0
-    for i in order:
-        if batches and share:
-            cost = len(arrays[i]) - common_prefix(arrays[batches[-1][-1]], arrays[i])
-        else:
-            cost = len(arrays[i])
-        if not batches or used + cost > budget:
-            batches.append([])
-            used, cost = 0, len(arrays[i])
-        batches[-1].append(i)
+    for i, length, shared in lined_up:
+        cost = length - shared
+        if not runs or used + cost > budget:
+            runs.append([])
+            used, cost = 0, length
+        runs[-1].append(i)
         used += cost
-    return [sorted(batch) for batch in batches]
+    return [sorted(run) for run in runs]

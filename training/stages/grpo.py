@@ -117,7 +117,7 @@ def train_on(
     waited_s: How long the learner waited for the episodes. settle: Waits until the weights may change.
     """
     begin = time.monotonic()
-    charged, kl = charge_kl(batch.trajectories, parts.learner, algorithm)
+    charged, kl = charge_kl(batch.trajectories, parts.learner, algorithm, settings.temperature)
     samples, left_out = samples_of(charged, settings, algorithm, batch.earned)
     samples = with_logprobs(samples, parts.learner, settings, algorithm)
     prepared = time.monotonic()
@@ -127,7 +127,8 @@ def train_on(
         order = np.random.default_rng(batch.asked[0].seed).permutation(len(samples)) if settings.updates_per_step > 1 else None
         shuffled = samples if order is None else [samples[i] for i in order]
         updates = [
-            parts.learner.update(shuffled[at : at + size], algorithm.loss_config(), lr) for at in range(0, len(samples), size)
+            parts.learner.update(shuffled[at : at + size], algorithm.loss_config(), lr, settings.temperature)
+            for at in range(0, len(samples), size)
         ]
         metrics = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
         metrics["tokens"] = float(sum(u["tokens"] for u in updates))
@@ -141,8 +142,11 @@ def train_on(
         metrics |= parts.sync.run().metrics()
     end = time.monotonic()
     metrics |= left_out | batch.refill | kl | episode_metrics(batch.trajectories)
-    metrics |= engine_metrics(batch.trajectories, batch.seconds, parts.pool.places)
     step_s = waited_s + end - begin
+    # Played ahead, several steps share the engines, each for longer than a step takes; in the long run one is played in the
+    # time in which one is trained.
+    played_s = batch.seconds if parts.rollout.mode == "sync" else step_s
+    metrics |= engine_metrics(batch.trajectories, played_s, parts.pool.places)
     # Scoring is a part of the time that was waited for, where it was waited for.
     scoring = min(waited_s, sum(t.timings.get("reward", 0.0) for t in batch.trajectories) / parts.pool.workers)
     return metrics | {
@@ -202,14 +206,14 @@ def play_groups(
 
 
 def charge_kl(
-    trajectories: list[Trajectory], learner: LearnerGroup, algorithm: AlgorithmSection
+    trajectories: list[Trajectory], learner: LearnerGroup, algorithm: AlgorithmSection, temperature: float = 1.0
 ) -> tuple[list[Trajectory], dict[str, float]]:
     """The trajectories with `kl_coef` × KL to the reference, summed over their sampled tokens, taken off their rewards, where
     `kl_in=reward` asks for it; and what it came to."""
     if algorithm.kl_in != "reward" or algorithm.kl_coef == 0:
         return trajectories, {}
     segments = [Sample(s.token_ids, s.loss_mask) for t in trajectories for s in t.segments]
-    now, before = learner.logprobs(segments), learner.logprobs(segments, reference=True)
+    now, before = (learner.logprobs(segments, reference, temperature) for reference in (False, True))
     sums = iter(
         sum(value for value, own in zip(kl_per_token(a, b, algorithm.kl_estimator), s.loss_mask, strict=True) if own)
         for s, a, b in zip(segments, now, before, strict=True)
@@ -229,10 +233,10 @@ def with_logprobs(
 ) -> list[Sample]:
     """Adds the learner's own log-probs where several updates share a batch, and the reference's where KL is paid for."""
     if samples and settings.updates_per_step > 1:
-        old = learner.logprobs(samples)
+        old = learner.logprobs(samples, temperature=settings.temperature)
         samples = [replace(s, old_logprobs=o) for s, o in zip(samples, old, strict=True)]
     if samples and algorithm.kl_coef > 0 and algorithm.kl_in == "loss":
-        reference = learner.logprobs(samples, reference=True)
+        reference = learner.logprobs(samples, reference=True, temperature=settings.temperature)
         samples = [replace(s, reference_logprobs=r) for s, r in zip(samples, reference, strict=True)]
     return samples
 
@@ -270,8 +274,10 @@ def run_grpo(
         return play_groups(parts, requests, algorithm, on_done, spare_groups(tasks, requests, seed, settings.refill))
 
     def forget(step: int) -> None:
+        tokens = sum(t.sampled_tokens for t in store.read(stage, step))
         store.remove(stage, step)
-        console.print(f"  step {step + 1} was begun and is not trained on")
+        folder.count("grpo_discarded", tokens)
+        console.print(f"  step {step + 1} was begun and is not trained on: {tokens} sampled tokens are discarded")
 
     ahead = Ahead(play, parts.rollout, first=state.step, end=settings.steps, cancel=lambda: parts.pool.cancel(), forget=forget)
     with bar(stage, 1.0) as progress_bar, ahead:
