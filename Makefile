@@ -53,6 +53,7 @@ bench: setup  ## environments against inspect-evals; learner, GRPO steps and rol
 	$(PY) -m benchmarks.envs
 	$(PY) -m benchmarks.learner
 	$(PY) -m benchmarks.scale
+	$(PY) -m benchmarks.parsers
 	$(PY) -m benchmarks.rollouts
 	$(PY) -m benchmarks.grpo
 

@@ -28,7 +28,7 @@ from envs.data import DataSource
 from envs.database import Database
 from envs.errors import TaudojoError
 from envs.expert import GoldAgent
-from envs.protocols import CompactForm, Expert, Sampler
+from envs.protocols import CompactForm, Example, Expert, Sampler
 from envs.toolkit import ToolKit, function_schema
 from envs.types import DONE, STOP_TOKEN, Task
 
@@ -127,6 +127,12 @@ class Domain:
     def sampler(self) -> Sampler | None:
         """Who makes new tasks; None where there are only those of the file."""
         return cast("Sampler | None", _submodule(self._module, "sampler"))
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """Calls that a prompt may show; none where the domain has written none."""
+        own = _submodule(self._module, "examples")
+        return tuple(own.EXAMPLES) if own else ()
 
     def new_toolkit(self, task: Task | None = None, *, solo: bool = False) -> ToolKit:
         """The tools on an unchanged database, or on the one that `task` begins with; microseconds after the first time.

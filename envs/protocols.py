@@ -3,9 +3,11 @@
     expert.py     GoldAgent(domain, task)                      plays a task as fine-tuning should teach it
     compact.py    compact_policy(domain), render_result(…)     a short prompt and short tool results
     sampler.py    KINDS, sample_tasks(…), task_users(…)        as many new tasks as are wanted
+    examples.py   EXAMPLES                                     what users say, each with the call that answers it
 
-`Domain.expert`, `Domain.compact` and `Domain.sampler` find them. Without the first two there are general ones (`envs/expert.py`,
-`envs/compact.py`); without a sampler, training takes the official training tasks.
+`Domain.expert`, `Domain.compact`, `Domain.sampler` and `Domain.examples` find them. Without the first two there are general ones
+(`envs/expert.py`, `envs/compact.py`); without a sampler, training takes the official training tasks; without examples, a prompt
+shows none.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ from envs.types import Action, AgentTurn, Task, ToolResult, Transcript
 
 if TYPE_CHECKING:
     from envs.domain import Domain
+
+
+#: What a user says, and the call that answers it. Its values are invented: a real id would be a fact that a task asks for.
+Example = tuple[str, Action]
 
 
 class Expert(Protocol):

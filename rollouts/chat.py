@@ -7,7 +7,8 @@
 What was sampled is never rendered again: the tokens trained on are the tokens sampled. Two formats: `chatml`, written here, and
 `template`, any Hugging Face chat template, whose pieces are what rendering gains when a turn is added to a dummy conversation.
 Where growing and rendering at once give different tokens (a template that drops past thinking, for one), `splits` is True: then
-every policy turn starts from `opening` with the whole history, and the trajectory is split there.
+every policy turn starts from `opening` with the whole history, and the trajectory is split there. With `history: sampled` it
+grows all the same; then `departs` is True, and every trajectory says so.
 
 Text of users and tools is not trusted: a control token spelt out in it becomes the plain characters, never the token.
 """
@@ -56,11 +57,13 @@ class ChatConfig(BaseModel):
 class ChatFormat:
     """The token ids of every piece of a conversation. Thread-safe after construction; of state only what was seen lately.
 
-    stop_token_ids: where sampling stops. splits: whether the conversation cannot grow (see above).
+    stop_token_ids: where sampling stops. splits, departs: whether the conversation cannot grow, or grows against the template
+    (see above).
     """
 
     stop_token_ids: list[int]
     splits: bool
+    departs: bool
 
     def __init__(self, tokenizer: Any, config: ChatConfig, parser: Parser | None = None) -> None:
         self.tokenizer = tokenizer
@@ -97,6 +100,7 @@ class ChatFormat:
         others = [tokenizer.eos_token_id, vocabulary.get("<|endoftext|>")]
         self.stop_token_ids = list(dict.fromkeys([*self._turn_ends, *(token for token in others if token is not None)]))
         self.splits = self._format.differs and config.history == "rendered"
+        self.departs = self._format.differs and config.history == "sampled"
 
     def opening(self, system: str, tools: Sequence[Mapping[str, Any]] | None, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation so far, up to where the policy speaks. `tools`: OpenAI function schemas or None."""
@@ -309,7 +313,8 @@ class _Template:
                 call_id = open_ids.pop(0) if open_ids else "call00000"
                 turns.append({"role": "tool", "name": name, "tool_call_id": call_id, "content": message.content or ""})
             elif message.actions:
-                open_ids = [f"call{len(turns):02d}{i:03d}" for i in range(len(message.actions))]  # nine letters: Mistral's rule
+                number = len(turns) % 100  # nine letters in all are Mistral's rule
+                open_ids = [f"call{number:02d}{i:03d}" for i in range(len(message.actions))]
                 calls = [
                     {"id": call_id, "type": "function", "function": {"name": a.name, "arguments": self._arguments_of(a)}}
                     for call_id, a in zip(open_ids, message.actions, strict=True)

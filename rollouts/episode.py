@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from envs.domain import Domain
 from envs.env import Env
 from envs.errors import UserError
+from envs.protocols import Example
 from envs.types import Message, StopReason
 from envs.users.base import User, UserReply
 from envs.users.registry import usage_of
@@ -62,6 +63,7 @@ class World:
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventLog | None = None
     grammar: str | None = None  # of what the policy may write; None is anything
+    examples: Sequence[Example] = ()  # calls that the system prompt shows
 
     def new_env(self, request: EpisodeRequest) -> Env:
         limits = self.limits
@@ -156,7 +158,7 @@ async def play(
     if request.policy == "none":
         env.interrupt(StopReason.ENGINE_ERROR)
     await hear_user(env, events, place, deadline)
-    system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo)
+    system, tools = system_prompt(world.domain, world.style, world.parser, solo=env.solo, examples=world.examples)
     context = _Context()
     async with gate:
         context.start([] if env.done else world.chat.opening(system, tools, world.rendered(env.transcript.agent_messages)))
@@ -228,6 +230,7 @@ async def play(
         cached_tokens=cached,
         timings={"generate": generating, "reward": scoring},
         user_usage=usage.to_json() if usage else {},
+        departs=world.chat.departs,
     )
 
 

@@ -99,6 +99,8 @@ class Trajectory:
     timings: Mapping[str, float] = field(default_factory=dict)
     #: Where a language model played the customer: `answers`, `retries`, `prompt_tokens`, `completion_tokens`, `cost_usd`.
     user_usage: Mapping[str, float] = field(default_factory=dict)
+    #: Its one segment holds past turns as they were sampled, where the chat template would rewrite them (`ChatFormat.departs`).
+    departs: bool = False
 
     @property
     def tokens(self) -> int:
@@ -139,6 +141,7 @@ class Trajectory:
             "seconds": round(self.seconds, 3),
             "timings": {k: round(v, 4) for k, v in self.timings.items()},
             **({"user_usage": dict(self.user_usage)} if self.user_usage else {}),
+            **({"departs_from_template": True} if self.departs else {}),
             "segments": [
                 {
                     "token_ids": s.token_ids.tolist(),
@@ -178,6 +181,7 @@ class Trajectory:
             attempts=raw.get("attempts", 1),
             timings=raw["timings"],
             user_usage=raw.get("user_usage", {}),
+            departs=raw.get("departs_from_template", False),
         )
 
 

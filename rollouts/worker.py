@@ -27,7 +27,7 @@ from rollouts.episode import EpisodeLimits, Gate, World, play
 from rollouts.events import EventLog, EventSettings
 from rollouts.lockstep import LockStep
 from rollouts.parsers import get_parser
-from rollouts.prompts import Style
+from rollouts.prompts import Style, first_examples
 from rollouts.structured import tool_call_grammar
 from rollouts.trajectory import EpisodeRequest, Trajectory
 from rollouts.watchdog import Place, Standstill, overdue
@@ -52,6 +52,7 @@ class WorldConfig:
     limits: EpisodeLimits = field(default_factory=EpisodeLimits)
     events: EventSettings | None = None
     structured: bool = False
+    examples: int = 0  # how many of the domain's example calls the prompt shows
 
 
 def build_world(config: WorldConfig) -> World:
@@ -59,9 +60,9 @@ def build_world(config: WorldConfig) -> World:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.model_path)
-    parser = get_parser(config.parser, tokenizer)
     domain = load_domain(config.domain, config.source)
     tools = domain.solo_tool_schemas if config.user == "solo" else domain.tool_schemas
+    parser = get_parser(config.parser, tokenizer, tools)
     user_model = str(config.user_settings.get("model", config.user))
     return World(
         domain=domain,
@@ -72,8 +73,15 @@ def build_world(config: WorldConfig) -> World:
         new_user=user_factory(config.user, config.user_settings, domain, asynchronous=True),
         limits=config.limits,
         grammar=tool_call_grammar(config.parser, tools) if config.structured else None,
-        events=EventLog(config.events, Path(config.model_path).name, user_model) if config.events else None,
+        examples=first_examples(domain, config.examples),
+        events=EventLog(config.events, _model_name(config.model_path), user_model) if config.events else None,
     )
+
+
+def _model_name(path: str) -> str:
+    """The folder's name; of a snapshot in the hub's cache (`models--org--name/snapshots/<commit>`) the model's."""
+    folder = Path(path)
+    return folder.parents[1].name.split("--")[-1] if folder.parent.name == "snapshots" else folder.name
 
 
 def build_engine(config: EngineConfig) -> Engine:

@@ -250,15 +250,16 @@ class ChatEndpoint:
     def _read(self, content: bytes, meters: Sequence[Usage]) -> Answer:
         try:
             body = json.loads(content)
-        except ValueError:
-            raise _Unusable(f"an answer that is not JSON ({_short(repr(content))})") from None
+        except (ValueError, RecursionError):
+            raise _Unusable(f"an answer that cannot be read as JSON ({_short(repr(content))})") from None
         for usage in meters:
             self._count(body, usage)
         try:
             message = body["choices"][0]["message"]
             text = message.get("content")
             calls = tuple(_call(raw) for raw in message.get("tool_calls") or ())
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            _check_writable([text, *([call.id, call.name, call.arguments] for call in calls)])
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _Unusable(f"a malformed answer ({type(error).__name__}: {_short(str(error))})") from None
         if not isinstance(text, str) or not text.strip():
             text = None
@@ -287,6 +288,14 @@ def _call(raw: Mapping[str, Any]) -> ModelCall:
     if not isinstance(function["name"], str) or not isinstance(arguments, dict):
         raise TypeError("a tool call needs a name and an object of arguments")
     return ModelCall(str(raw.get("id") or ""), function["name"], arguments)
+
+
+def _check_writable(value: Any) -> None:
+    """Raises ValueError for half characters (lone surrogates), NaN and infinity, RecursionError for what is nested too deeply.
+
+    Python reads them from JSON, but no tokenizer, file or next request would take them.
+    """
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _tokens(value: Any) -> int:

@@ -17,7 +17,7 @@ sentence that the model is told. Nothing raises. `DEBUG_PARSER=1` prints each ve
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from envs.errors import TaudojoError
@@ -40,14 +40,14 @@ PARSERS: dict[str, Callable[[], Parser]] = {
 }
 
 
-def get_parser(name: str, tokenizer: Any = None) -> Parser:
-    """The parser of that name; `vllm:<family>` is vLLM's own and wants the model's tokenizer."""
+def get_parser(name: str, tokenizer: Any = None, tools: Sequence[Mapping[str, Any]] = ()) -> Parser:
+    """The parser of that name; `vllm:<family>` is vLLM's own and wants the model's tokenizer, and the schemas of the tools."""
     if name.startswith("vllm:"):
         if tokenizer is None:
             raise TaudojoError(f"tool_parser={name} wants the model's tokenizer.")
         from rollouts.parsers.vllm import VllmParser
 
-        return VllmParser(name.removeprefix("vllm:"), tokenizer)
+        return VllmParser(name.removeprefix("vllm:"), tokenizer, tools)
     if name not in PARSERS:
         near = difflib.get_close_matches(name, PARSERS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PARSERS)}, vllm:<family>."

@@ -8,7 +8,10 @@
 
     PARSERS["shout"] = ShoutParser
 
-A parser is strict: it takes what a server with the same parser would take, so that what is learnt here works when served.
+A well-formed message is read as vLLM's parser of the same name reads it, so that what is learnt here works when served.
+Damage with one plain meaning is repaired beyond that: what `read_json` and `read_call` name, and control tokens, which go. A
+server with vLLM's parser takes such a message for text or hands its damage on; no metric counts them. A call that is not closed,
+or holds what JSON cannot write, is refused where vLLM takes it.
 What looks like a call and is not one becomes a `parse_failure`, a sentence that tells the model what to mend. All else is text.
 `DEBUG_PARSER=1` prints to stderr which parser took or refused a message, and why (`debug`).
 """
@@ -91,7 +94,10 @@ def read_json(text: str) -> Any:
 
 
 def read_call(value: Any) -> Action:
-    """The call in `{"name": …, "arguments": {…}}`; `parameters` may stand for `arguments`, which may be JSON in a string."""
+    """The call in `{"name": …, "arguments": {…}}`.
+
+    `parameters` may stand for `arguments`, which may be JSON in a string, an empty string or null; spaces around the name go.
+    """
     if not isinstance(value, dict):
         raise CallError("a call must be one JSON object")
     name = value.get("name")

@@ -6,7 +6,7 @@ They only read. Gold turns for such a model are written by its chat template (`c
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.errors import TaudojoError
@@ -15,9 +15,14 @@ from rollouts.parsers.base import CallError, Parser, called, read_call, refused,
 
 
 class VllmParser(Parser):
-    """One of vLLM's parsers. What it cannot read it hands back as text, so `parse_failure` is rarer than with our own."""
+    """One of vLLM's parsers. What it cannot read it hands back as text, so `parse_failure` is rarer than with our own.
 
-    def __init__(self, family: str, tokenizer: Any) -> None:
+    Args:
+        tools: The functions' schemas. Formats that write every argument as bare text (qwen3_coder, minimax_m2) get its type from
+            there; without them each is a string.
+    """
+
+    def __init__(self, family: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
         from vllm.tool_parsers import ToolParserManager
 
@@ -28,14 +33,15 @@ class VllmParser(Parser):
             parser_class = ToolParserManager.get_tool_parser(family)
         except KeyError as error:
             raise TaudojoError(f"vLLM has no tool parser {family}; see `vllm serve --help` under --tool-call-parser.") from error
+        self._request = ChatCompletionRequest.model_validate({"messages": [], "model": "", "tools": list(tools) or None})
+        typed: Any = self._request.tools
         try:
-            self._make = lambda: parser_class(tokenizer)
+            self._make = lambda: parser_class(tokenizer, typed)
             self._make()
         except (RuntimeError, ValueError) as error:
             raise TaudojoError(
                 f"tool_parser=vllm:{family} does not fit the model's tokenizer ({error}); choose the model's own."
             ) from error
-        self._request = ChatCompletionRequest.model_validate({"messages": [], "model": ""})
 
     def parse(self, text: str) -> AgentTurn:
         try:
@@ -44,6 +50,8 @@ class VllmParser(Parser):
         except Exception as error:  # their parsers raise what they like; here a failure is data
             return refused(self.name, f"the tool call could not be read: {error}", strip_control(text))
         content = strip_control(found.content or "")
+        if not calls and not content and text.strip():  # minimax_m2 drops the call of a function that does not exist
+            return refused(self.name, "the tool call could not be read", strip_control(text))
         if not calls:
             return said(self.name, content)
         try:
@@ -54,4 +62,5 @@ class VllmParser(Parser):
             return refused(self.name, f"the tool call could not be read: {error}", strip_control(text))
 
     def format_calls(self, actions: Sequence[Action]) -> str:
-        raise TaudojoError(f"{self.name} cannot write calls; set model.chat.format=template and the official prompt.")
+        needed = "model.chat.format=template, env.prompt=official and env.examples=0"
+        raise TaudojoError(f"{self.name} cannot write calls; set {needed}.")

@@ -262,6 +262,13 @@ MALFORMED = [
     {**said("x"), "choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}}]},
     {**said("x"), "choices": [{"message": {"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}}]},
     {**said("x"), "choices": [{"message": {"content": None, "tool_calls": [{"function": None}]}}]},
+    said("Half a character: \ud83d"),
+    said(None, ("half", {"key\udc00": ["\ud83d"]})),
+    said(None, ("half\ud83d", {})),
+    said(None, ("not_a_number", {"price": float("nan")})),
+    said(None, ("too_large", {"price": float("inf")})),
+    b"[" * 100_000,
+    {**said("x"), "choices": [{"message": {"tool_calls": [{"function": {"name": "deep", "arguments": "[" * 100_000}}]}}]},
 ]
 
 

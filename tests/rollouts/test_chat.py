@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex
+from tokenizers import AddedToken, Regex, decoders
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoTokenizer
 
@@ -105,7 +106,7 @@ def grow(chat: ChatFormat, tools: Any) -> list[int]:
 @pytest.mark.parametrize("tools", [TOOLS, None])
 def test_growing_gives_the_tokens_of_the_whole_template(name: str, kwargs: Any, tools: Any):
     chat = with_template(name, **kwargs)
-    assert not chat.splits
+    assert not chat.splits and not chat.departs
     assert grow(chat, tools) == chat.opening("Be kind.", tools, CONVERSATION)
     turns = [{"role": m.role, "content": m.content or ""} for m in CONVERSATION]
     turns[2]["tool_calls"] = [{"type": "function", "function": {"name": ORDER.name, "arguments": dict(ORDER.arguments)}}]
@@ -121,8 +122,9 @@ def test_growing_gives_the_tokens_of_the_whole_template(name: str, kwargs: Any, 
 
 @pytest.mark.parametrize(("name", "kwargs"), [("qwen3", {"enable_thinking": False}), ("qwen3", {}), ("gptoss", {})])
 def test_a_template_that_rewrites_past_turns_splits(name: str, kwargs: Any):
-    assert with_template(name, template_kwargs=kwargs).splits
-    assert not with_template(name, template_kwargs=kwargs, history="sampled").splits
+    split, kept = with_template(name, template_kwargs=kwargs), with_template(name, template_kwargs=kwargs, history="sampled")
+    assert (split.splits, split.departs) == (True, False)
+    assert (kept.splits, kept.departs) == (False, True)
 
 
 def test_a_tokenizer_that_joins_what_a_template_keeps_apart_splits():
@@ -135,6 +137,110 @@ def test_qwen3_keeps_what_was_sampled_when_told_to():
         "\n<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
     assert chat.decode(chat.assistant(AgentTurn("Fine."))) == "Fine.<|im_end|>"
+
+
+#: As Mistral's: the user speaks first, the system prompt stands with their first words, a call's id has nine letters.
+MISTRAL = """\
+{%- set talk = messages[1:] if messages[0].role == 'system' else messages -%}
+{%- if talk[0].role != 'user' -%}{{- raise_exception('the user speaks first') -}}{%- endif -%}
+<s>
+{%- for message in talk -%}
+{%- if message.role == 'user' -%}
+{{- '[INST] ' + (messages[0].content + '\\n\\n' if loop.first and talk != messages else '') + message.content + '[/INST]' -}}
+{%- elif message.role == 'tool' -%}
+{%- if message.tool_call_id | length != 9 -%}{{- raise_exception('nine letters') -}}{%- endif -%}
+{{- '[TOOL_RESULTS] {"content": ' + message.content | tojson + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' -}}
+{%- elif message.tool_calls -%}
+{{- '[TOOL_CALLS] [' -}}
+{%- for call in message.tool_calls -%}
+{%- if call.id | length != 9 -%}{{- raise_exception('nine letters') -}}{%- endif -%}
+{{- '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson -}}
+{{- (', "id": "' + call.id + '"' if ids else '') + '}' + ('' if loop.last else ', ') -}}
+{%- endfor -%}
+{{- ']</s>' -}}
+{%- else -%}
+{{- ' ' + message.content + '</s>' -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+#: As DeepSeek's: the arguments of a call are joined to its name as a string.
+DEEPSEEK = """\
+{{- '<｜begin▁of▁sentence｜>' -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{- message.content -}}
+{%- elif message.role == 'user' -%}{{- '<｜User｜>' + message.content -}}
+{%- elif message.role == 'tool' -%}{{- '<｜User｜><｜tool▁output▁begin｜>' + message.content + '<｜tool▁output▁end｜>' -}}
+{%- else -%}
+{{- '<｜Assistant｜>' + (message.content or '') -}}
+{%- for call in message.tool_calls or [] -%}
+{{- '<｜tool▁call▁begin｜>' + call.function.name + '\\n' + call.function.arguments + '<｜tool▁call▁end｜>' -}}
+{%- endfor -%}
+{{- '<｜end▁of▁sentence｜>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<｜Assistant｜>' -}}{%- endif -%}
+"""
+
+
+def hand_made(template: str, control: tuple[str, ...], **kwargs: Any) -> ChatFormat:
+    """SmolLM2's vocabulary with a family's control tokens and a template like the family's."""
+    tokenizer = AutoTokenizer.from_pretrained(ensure_model("smollm2_135m"))
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()  # SmolLM2's own garbles tokens beyond Latin letters
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in control], special_tokens=True)
+    tokenizer.chat_template = template
+    return ChatFormat(tokenizer, ChatConfig(format="template", **kwargs))
+
+
+def mistral(**template_kwargs: Any) -> ChatFormat:
+    control = ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+    return hand_made(MISTRAL, control, template_kwargs=template_kwargs)
+
+
+def deepseek(template: str = DEEPSEEK) -> ChatFormat:
+    names = ("begin▁of▁sentence", "end▁of▁sentence", "User", "Assistant", "tool▁calls▁begin", "tool▁calls▁end", "tool▁call▁begin")
+    names += ("tool▁call▁end", "tool▁sep", "tool▁outputs▁begin", "tool▁outputs▁end", "tool▁output▁begin", "tool▁output▁end")
+    return hand_made(template, tuple(f"<｜{name}｜>" for name in names))
+
+
+def test_a_template_that_insists_on_the_user_s_first_word_is_not_shown_the_greeting():
+    chat = mistral()
+    text = chat.decode(chat.opening("Be kind.", None, CONVERSATION[:2]))
+    assert text == "<s>[INST] Be kind.\n\nWhere is my order #W1?[/INST]"
+    assert chat.decode(chat.stop_token_ids[:1]) == "</s>"
+
+
+def test_mistral_s_calls_have_ids_of_nine_letters_which_their_results_repeat():
+    chat = mistral(ids=True)
+    pair = Message("assistant", None, (ORDER, ORDER))
+    results = [Message("tool", word, action=ORDER) for word in ("one", "two")]
+    talk = [Message("user", "Hi"), *(m for _ in range(40) for m in (pair, *results))]  # more than a hundred messages
+    text = chat.decode(chat.opening("", None, talk))
+    calls, answers = re.findall(r'"id": "(\w+)"', text), re.findall(r'"call_id": "(\w+)"', text)
+    assert calls == answers and len(calls) == 80 and all(len(call) == 9 for call in calls)
+
+
+def test_mistral_splits_where_its_calls_have_ids_which_tell_their_place():
+    assert mistral(ids=True).splits
+
+
+def test_deepseek_s_arguments_are_a_string_and_its_conversation_grows():
+    chat = deepseek()
+    turn = chat.decode(chat.assistant(AgentTurn(actions=(ORDER,))))
+    assert turn == '<｜tool▁call▁begin｜>get_order_details\n{"order_id": "#W1"}<｜tool▁call▁end｜><｜end▁of▁sentence｜>'
+    assert not chat.splits
+    assert grow(chat, None) == chat.opening("Be kind.", None, CONVERSATION)
+
+
+def test_deepseek_s_own_template_asks_for_thinking_that_it_does_not_write_and_splits():
+    trl = pytest.importorskip("trl")
+    chat = deepseek((Path(trl.__file__).parent / "chat_templates" / "deepseekv3.jinja").read_text())
+    assert chat.splits
+    text = chat.decode(chat.opening("Be kind.", None, CONVERSATION))
+    assert '<｜tool▁sep｜>get_order_details\n```json\n{"order_id": "#W1"}\n```<｜tool▁call▁end｜>' in text
+    assert text.endswith("<｜Assistant｜><think>\n")
+    with pytest.raises(TaudojoError, match="writes an agent's turn otherwise than it asks for one"):
+        chat.assistant(AgentTurn("Fine."))
 
 
 def test_harmony_stops_at_the_end_of_a_call_and_of_an_answer():

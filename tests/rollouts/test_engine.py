@@ -270,10 +270,13 @@ def test_lock_step_episodes_repeat_to_the_bit(sync: WeightSync, pool: RolloutPoo
 
 
 @pytest.mark.slow
-def test_sampled_log_probs_are_the_learner_s(sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any):
-    trajectories = pool.play(requests(task_sets, 4, temperature=1.0))
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_log_probs_are_the_learner_s(
+    sync: WeightSync, pool: RolloutPool, learner: Any, task_sets: Any, temperature: float
+):
+    trajectories = pool.play(requests(task_sets, 4, temperature=temperature))
     segments = [t.segments[0] for t in trajectories]
-    scores = learner.logprobs([Sample(s.token_ids, s.loss_mask) for s in segments])
+    scores = learner.logprobs([Sample(s.token_ids, s.loss_mask) for s in segments], temperature=temperature)
     for trajectory, segment, row in zip(trajectories, segments, scores, strict=True):
         expected = np.array(row)[np.array(segment.loss_mask, bool)]
         assert np.abs(sampled(trajectory)[:, 1] - expected).max() < 1e-3
@@ -333,3 +336,16 @@ def test_a_killed_worker_takes_its_engine_with_it_and_another_goes_on_with_its_w
     workers = {t.worker for t in played}
     assert number + 1 in workers and workers <= {number, number + 1}  # some may have ended before
     assert sync.probe()[0] < 2e-3
+
+
+@pytest.mark.slow
+def test_an_engine_s_process_that_dies_between_episodes_is_replaced_at_the_next_sync(
+    sync: WeightSync, pool: RolloutPool, task_sets: Any
+):
+    (worker,) = pool._workers
+    number = pool._numbers[worker]
+    for process in psutil.Process(get(worker.ready.remote(), 60, "the worker")).children(recursive=True):
+        if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
+            process.kill()
+    assert sync.run().mean_gap < 2e-3
+    assert {t.worker for t in pool.play(requests(task_sets, 2, temperature=0.0))} == {number + 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,10 @@ from rollouts.engines.base import EngineConfig, EngineFailed, Generation, Sampli
 from rollouts.engines.fake import LOGPROB, FakeEngine, FakeScript
 from rollouts.episode import Gate, World, play
 from rollouts.gold import gold_trajectories
-from rollouts.prompts import system_prompt
+from rollouts.parsers import get_parser
+from rollouts.prompts import first_examples, system_prompt
 from rollouts.trajectory import EpisodeRequest, TokenSegment, Trajectory, user_usage
+from rollouts.worker import build_world
 
 LOOKUP = Action("get_order_details", {"order_id": "#W0000000"})
 
@@ -352,6 +355,16 @@ def test_what_the_customer_used_is_kept_with_the_trajectory(world: World, lookup
     assert user_usage([paid, free, paid]) == {"user/prompt_tokens": 200, "user/cost_usd": 1.0}
 
 
+def test_a_conversation_that_grows_against_its_template_says_so(world: World, lookup: Any):
+    plain = played(world, lookup, [AgentTurn("Anything else?")])
+    assert not plain.departs and "departs_from_template" not in plain.to_json()
+    chat = copy(world.chat)
+    chat.departs = True
+    departed = played(replace(world, chat=chat), lookup, [AgentTurn("Anything else?")])
+    line = json.loads(json.dumps(departed.to_json()))
+    assert line["departs_from_template"] is True and Trajectory.from_json(line).departs
+
+
 def test_a_solo_prompt_has_the_solo_policy_and_all_tools(world: World, packaged_data: Any):
     telecom = load_domain("telecom", packaged_data)
     system, tools = system_prompt(telecom, "official", world.parser, solo=True)
@@ -359,6 +372,33 @@ def test_a_solo_prompt_has_the_solo_policy_and_all_tools(world: World, packaged_
     assert tools == telecom.solo_tool_schemas
     with pytest.raises(TaudojoError, match=r"set env\.prompt=official"):
         system_prompt(telecom, "compact", world.parser, solo=True)
+
+
+@pytest.mark.parametrize("style", ["compact", "official"])
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "harmony"])
+def test_example_calls_end_the_prompt_in_the_format_of_the_parser(world: World, style: Any, name: str):
+    parser = get_parser(name)
+    plain, tools = system_prompt(world.domain, style, parser)
+    assert system_prompt(world.domain, style, parser, examples=first_examples(world.domain, 0)) == (plain, tools)
+    examples = first_examples(world.domain, 2)
+    text, same_tools = system_prompt(world.domain, style, parser, examples=examples)
+    assert text.startswith(plain) and same_tools == tools
+    said = [part.partition("\nYou:\n") for part in text.removeprefix(plain).split("\nUser: ")[1:]]
+    assert [(user, parser.parse(call).actions) for user, _, call in said] == [(user, (call,)) for user, call in examples]
+
+
+def test_the_expert_and_the_policy_read_the_same_examples(world_config: Any, lookup: Any):
+    world = build_world(replace(world_config, examples=2))
+    system, _ = system_prompt(world.domain, world.style, world.parser, examples=first_examples(world.domain, 2))
+    (gold,) = gold_trajectories(world, [lookup])
+    sampled = played(world, lookup, [AgentTurn("Anything else?")])
+    assert all(text_of(world, runs(t.segments[0], mask=False)[0]).count(system) == 1 for t in (gold, sampled))
+
+
+@pytest.mark.parametrize("count", [-1, 4])
+def test_more_examples_than_the_domain_has_are_refused(world_config: Any, count: int):
+    with pytest.raises(TaudojoError, match=rf"env\.examples={count}, and the domain retail has 3 example calls .* 0 … 3"):
+        build_world(replace(world_config, examples=count))
 
 
 def test_an_environment_is_made_for_each_episode(world: World, lookup: Any):

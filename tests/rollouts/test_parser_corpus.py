@@ -1,7 +1,7 @@
 """Every parser against `parser_corpus.jsonl`, whose expectations were written from the formats' definitions, and against fuzz.
 
 A line: {"parser", "kind", "text", "expect": {"actions", "content", "failure"}, "why"}. Its `kind`: `well_formed` is what the
-family writes when all goes well; `repaired` is damaged, with a plain meaning, and read; `damaged` is not guessed at.
+family writes when all goes well; `repaired` is damaged, with a plain meaning, and read, by us alone; `damaged` is not guessed at.
 """
 
 from __future__ import annotations
@@ -166,19 +166,44 @@ def test_a_long_senseless_message_is_read_without_backtracking(name: str, text: 
     assert turn.parse_failure or turn.actions or turn.content
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "theirs"), [("hermes", "hermes"), ("qwen3", "hermes"), ("llama3_json", "llama3_json")])
-def test_well_formed_messages_of_the_corpus_are_read_as_vllm_reads_them(name: str, theirs: str):
-    """For Qwen3 a server strips the thinking first, so only its messages without thinking are compared."""
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     from training.models import ensure_model
 
     tokenizer = AutoTokenizer.from_pretrained(ensure_model("smollm2_135m"))
     tokenizer.add_tokens(["<|python_tag|>"], special_tokens=True)
+    return tokenizer
+
+
+#: Our parser, and the one of vLLM's that it is compared with.
+NAMES = [("hermes", "hermes"), ("qwen3", "hermes"), ("llama3_json", "llama3_json")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "theirs"), NAMES)
+def test_well_formed_messages_of_the_corpus_are_read_as_vllm_reads_them(name: str, theirs: str, tokenizer: Any):
+    """For Qwen3 a server strips the thinking first, so only its messages without thinking are compared."""
     own, reference = get_parser(name), get_parser(f"vllm:{theirs}", tokenizer)
     cases = [line["text"] for line in LINES if line["parser"] == name and line["kind"] == "well_formed"]
     cases = [text for text in cases if name != "qwen3" or "think>" not in text]
     assert cases
     for text in cases:
         assert own.parse(text).actions == reference.parse(text).actions, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "theirs"), NAMES)
+def test_no_repaired_message_of_the_corpus_is_read_so_by_vllm(name: str, theirs: str, tokenizer: Any):
+    """Asked is vLLM's class itself: `VllmParser` reads what it hands out with `read_call`, which repairs, too."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers import ToolParserManager
+
+    request = ChatCompletionRequest.model_validate({"messages": [], "model": ""})
+    cases = [line for line in LINES if line["parser"] == name and line["kind"] == "repaired"]
+    assert cases
+    for line in cases:
+        found = ToolParserManager.get_tool_parser(theirs)(tokenizer).extract_tool_calls(line["text"], request)
+        served = [{"name": c.function.name, "arguments": json.loads(c.function.arguments)} for c in found.tool_calls]
+        assert line["expect"]["actions"] and served != line["expect"]["actions"], line["why"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from envs.errors import TaudojoError
 from envs.types import Action
 from rollouts.parsers import PARSERS, get_parser
+from rollouts.worker import build_world
 
 
 @dataclass(frozen=True)
@@ -347,3 +348,57 @@ def test_a_family_of_vllm_is_read_through_the_same_interface(tokenizer: Any):
         get_parser("vllm:nonsense", tokenizer)
     with pytest.raises(TaudojoError, match="harmony"):
         get_parser("vllm:gpt_oss", tokenizer)
+
+
+FLIGHT_SEARCH = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search flights.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "seats": {"type": "integer"},
+                "dates": {"type": "array", "items": {"type": "string"}},
+                "zip": {"type": "string"},
+            },
+        },
+    },
+}
+
+
+@pytest.mark.slow
+def test_a_format_without_types_is_read_by_the_tools_schemas():
+    from transformers import AutoTokenizer
+
+    from training.models import ensure_model
+
+    tokenizer = AutoTokenizer.from_pretrained(ensure_model("smollm2_135m"))
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"])
+    arguments = {"seats": "2", "dates": '["2024-05-20"]', "zip": "19122"}
+    qwen = "\n".join(f"<parameter={name}>\n{value}\n</parameter>" for name, value in arguments.items())
+    minimax = "\n".join(f'<parameter name="{name}">{value}</parameter>' for name, value in arguments.items())
+    texts = {
+        "qwen3_coder": f"<tool_call>\n<function=search>\n{qwen}\n</function>\n</tool_call>",
+        "minimax_m2": f'<minimax:tool_call>\n<invoke name="search">\n{minimax}\n</invoke>\n</minimax:tool_call>',
+    }
+    for family, text in texts.items():
+        turn = get_parser(f"vllm:{family}", tokenizer, [FLIGHT_SEARCH]).parse(text)
+        assert turn.actions == (Action("search", {"seats": 2, "dates": ["2024-05-20"], "zip": "19122"}),), family
+    assert get_parser("vllm:qwen3_coder", tokenizer).parse(texts["qwen3_coder"]).actions[0].arguments == arguments
+    unknown = texts["minimax_m2"].replace("search", "no_such_tool")
+    turn = get_parser("vllm:minimax_m2", tokenizer, [FLIGHT_SEARCH]).parse(unknown)
+    assert turn.parse_failure == "The tool call could not be read." and turn.content == unknown
+
+
+@pytest.mark.parametrize("user", ["scripted", "solo"])
+def test_vllm_s_parser_is_given_the_schemas_of_the_tools_that_the_policy_has(
+    world_config: Any, monkeypatch: pytest.MonkeyPatch, user: str
+):
+    given: list[Any] = []
+    monkeypatch.setattr("rollouts.parsers.vllm.VllmParser", lambda *arguments: given.append(arguments) or get_parser("hermes"))
+    config = replace(world_config, domain="telecom", style="official", parser="vllm:qwen3_coder", user=user, user_settings={})
+    world = build_world(config)
+    ((family, tokenizer, tools),) = given
+    assert family == "qwen3_coder" and tokenizer is world.chat.tokenizer
+    assert tools == (world.domain.solo_tool_schemas if user == "solo" else world.domain.tool_schemas)
