@@ -116,7 +116,7 @@ def test_benchmarks_train_a_checkpoint_first_where_there_is_none(repository: Pat
         subprocess.run(["make", "bench", "VENV=.venv", "PLATFORM=cpu"], cwd=repository, capture_output=True, check=True)
         return [line.strip() for line in (repository / "called").read_text().splitlines()]
 
-    benchmarks = [f"benchmarks.{name}" for name in ("envs", "learner", "scale", "rollouts", "grpo")]
+    benchmarks = [f"benchmarks.{name}" for name in ("envs", "learner", "scale", "parsers", "rollouts", "grpo")]
     assert called() == ["training.main +experiment=grpo", *benchmarks]
     (repository / "outputs/run/sft_model").mkdir(parents=True)
     (repository / "outputs/run/sft_model/config.json").touch()
