@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def passed(folder: Path, nodes: int, gpus_per_node: int | None) -> list[str]:
         capture_output=True,
         text=True,
         timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background job
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs, and their children, ignore it
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split("+experiment=grpo ")[1].splitlines()[0].split()
