@@ -41,8 +41,6 @@ def passed(folder: Path, nodes: int, gpus_per_node: int | None) -> list[str]:
         text=True,
         timeout=60,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background job
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background jobs, and their children, ignore it
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split("+experiment=grpo ")[1].splitlines()[0].split()
